@@ -1,0 +1,35 @@
+//! Labels and annotations that Domicile sets or reads. All of them, so that a grep finds every user.
+
+/// Standard label: which program made an object. Always [`MANAGED_BY_VALUE`].
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`] and of an EndpointSlice's own managed-by label.
+pub const MANAGED_BY_VALUE: &str = "domicile.dev";
+/// The store that an object belongs to.
+pub const STORE: &str = "domicile.dev/store";
+/// The instance that an object belongs to.
+pub const INSTANCE: &str = "domicile.dev/instance";
+/// The Region that an instance is placed in (on pods and volume claims).
+pub const REGION: &str = "domicile.dev/region";
+/// The zone that an instance is placed in (on volume claims, where it was chosen).
+pub const ZONE: &str = "domicile.dev/zone";
+/// Hash of what a pod was built from; a pod with another hash is out of date.
+pub const TEMPLATE_HASH: &str = "domicile.dev/template-hash";
+/// The Region that the operator verified a node to be in. Kubelets can't set it: the prefix is reserved by
+/// the NodeRestriction admission plug-in, see
+/// <https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction>.
+pub const NODE_REGION: &str = "node-restriction.kubernetes.io/domicile-region";
+/// Kubernetes' own zone label on nodes.
+pub const NODE_ZONE: &str = "topology.kubernetes.io/zone";
+/// Kubernetes' own region label on nodes.
+pub const NODE_TOPOLOGY_REGION: &str = "topology.kubernetes.io/region";
+/// Kubernetes' own host label on nodes.
+pub const NODE_HOSTNAME: &str = "kubernetes.io/hostname";
+/// On a volume claim: the highest term in which the instance on this volume was the primary. A store that
+/// takes up retained volumes begins with the volume whose term is highest.
+pub const PRIMARY_TERM: &str = "domicile.dev/primary-term";
+/// On the `-rw` and `-ro` EndpointSlices: the term of the primary that wrote them. It never falls.
+pub const TERM: &str = "domicile.dev/term";
+/// On a store: while "true", the operator leaves it alone.
+pub const PAUSE: &str = "domicile.dev/pause";
+/// Holds a store's deletion until its volumes are dealt with.
+pub const STORE_FINALIZER: &str = "domicile.dev/store";

@@ -1,0 +1,375 @@
+//! `PrivacyDataStore`: a PostgreSQL store whose copies stay inside the regions of a policy.
+//!
+//! Owns the type only. What the operator makes of it is `operator::store`.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use super::region::NameRef;
+use super::schema::{conditions_schema, parameters_schema, quantity_schema};
+
+/// A PostgreSQL store with replicas in several regions, all of them permitted by a ResidencyPolicy.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "domicile.dev",
+    version = "v1alpha1",
+    kind = "PrivacyDataStore",
+    plural = "privacydatastores",
+    namespaced,
+    status = "PrivacyDataStoreStatus",
+    category = "domicile",
+    shortname = "pds",
+    derive = "PartialEq",
+    doc = "PrivacyDataStore is a PostgreSQL store for personal data: its copies are placed only in regions that its ResidencyPolicy permits, replicate synchronously, and are kept there. Connect with the Secret STORE-app, or through the Services STORE-rw and STORE-ro.",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether every instance is up and as specified"),
+    printcolumn(name = "Instances", type_ = "string", json_path = ".status.summary", description = "Ready of desired instances"),
+    printcolumn(name = "Primary", type_ = "string", json_path = ".status.primary", description = "The instance that accepts writes"),
+    printcolumn(name = "Resident", type_ = "string", json_path = ".status.conditions[?(@.type==\"Resident\")].status", description = "Whether every copy is where the policy permits"),
+    printcolumn(name = "Durable", type_ = "string", json_path = ".status.conditions[?(@.type==\"Durable\")].status", description = "Whether a commit survives the loss of an instance"),
+    printcolumn(name = "Policy", type_ = "string", json_path = ".spec.residencyPolicyRef.name", priority = 1, description = "The ResidencyPolicy"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1, description = "Why it is or is not Ready"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Time since creation"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')").message("a PrivacyDataStore's name becomes part of the names of pods, Services and certificates: begin with a letter and use at most 40 lower-case letters, digits and '-'")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.placement.map(p, p.instances).sum() <= 9").message("a store has at most 9 instances: more would only slow its quorum down").field_path(".placement"),
+    validation = Rule::new("self.durability != 'Required' || self.placement.map(p, p.instances).sum() >= 2").message("durability Required needs at least 2 instances, since a commit is acknowledged only when a standby has it too: add an instance, or choose durability Preferred").field_path(".durability")
+)]
+pub struct PrivacyDataStoreSpec {
+    /// The ResidencyPolicy that says where copies may be.
+    pub residency_policy_ref: NameRef,
+
+    /// How many instances in which region. Every region must be permitted by the policy for Standby, and at
+    /// least one also for Primary; a request for any other region is refused.
+    #[schemars(length(min = 1, max = 9))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["region".into()]))]
+    pub placement: Vec<RegionPlacement>,
+
+    /// The PostgreSQL that every instance runs.
+    #[serde(default)]
+    pub postgres: Postgres,
+
+    /// The database made for the application.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the database's name and owner can't be changed: make another database with SQL, or another store"))]
+    pub database: Database,
+
+    /// Required: a commit is acknowledged only when enough standbys (half of the instances, at least one)
+    /// have flushed it; if they are away, writes wait. Preferred: writes go on with fewer, down to none.
+    #[serde(default)]
+    pub durability: Durability,
+
+    /// How failures are detected.
+    #[serde(default)]
+    pub failover: Failover,
+
+    /// What happens to the volumes when the store is deleted.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+
+    /// The volume of each instance.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("storage can't be changed after creation: make a new store and move the data"))]
+    pub storage: Storage,
+
+    /// What each instance may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+}
+
+/// How many instances in one region.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegionPlacement {
+    /// Name of a Region object.
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub region: String,
+
+    /// How many instances there. They are spread over the region's zones and hosts.
+    #[schemars(range(min = 1, max = 9))]
+    pub instances: i32,
+}
+
+/// Which PostgreSQL, with which parameters.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Postgres {
+    /// A container image with PostgreSQL 15 to 18. Any will do: Domicile brings its own instance manager
+    /// along and needs nothing but the server's programs. The major version can't be changed by changing the
+    /// image; an image of another major is refused by the instance.
+    #[serde(default = "default_image")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: String,
+
+    /// Secrets in the store's namespace with which to pull the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub image_pull_secrets: Vec<NameRef>,
+
+    /// PostgreSQL parameters (postgresql.conf). Those on which Domicile's promises rest can't be set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "parameters_schema")]
+    #[x_kube(
+        validation = Rule::new("self.all(k, k.matches('^[a-z_][a-z0-9_]*([.][a-z_][a-z0-9_]*)?$') && size(k) <= 63)").message("a parameter's name has lower-case letters, digits and '_'"),
+        validation = Rule::new("self.all(k, !self[k].contains('\\n'))").message("a parameter's value is one line"),
+        validation = Rule::new("self.all(k, !(k in ['listen_addresses', 'port', 'unix_socket_directories', 'unix_socket_group', 'unix_socket_permissions', 'data_directory', 'config_file', 'hba_file', 'ident_file', 'external_pid_file', 'ssl', 'ssl_ca_file', 'ssl_cert_file', 'ssl_key_file', 'ssl_crl_file', 'ssl_crl_dir', 'synchronous_standby_names', 'synchronous_commit', 'fsync', 'full_page_writes', 'wal_level', 'wal_log_hints', 'hot_standby', 'max_wal_senders', 'max_replication_slots', 'primary_conninfo', 'primary_slot_name', 'restore_command', 'archive_mode', 'archive_command', 'archive_library', 'recovery_target_timeline', 'cluster_name', 'restart_after_crash', 'logging_collector', 'log_destination', 'log_directory', 'shared_preload_libraries', 'allow_system_table_mods', 'zero_damaged_pages', 'ignore_checksum_failure', 'idle_replication_slot_timeout', 'max_slot_wal_keep_size', 'wal_sender_timeout', 'wal_receiver_timeout', 'reserved_connections', 'superuser_reserved_connections', 'password_encryption', 'db_user_namespace']))").message("one of these parameters is Domicile's own, since its promises rest on it: remove addresses, ports, sockets, file locations, TLS, replication, synchronous commit, fsync, archiving and logging parameters from postgres.parameters")
+    )]
+    pub parameters: BTreeMap<String, String>,
+}
+
+impl Default for Postgres {
+    fn default() -> Self {
+        Self {
+            image: default_image(),
+            image_pull_secrets: Vec::new(),
+            parameters: BTreeMap::new(),
+        }
+    }
+}
+
+fn default_image() -> String {
+    "postgres:17".to_owned()
+}
+
+/// The database made for the application.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!(self.owner in ['postgres', 'domicile', 'domicile_replication', 'domicile_monitor']) && !self.owner.startsWith('pg_') && !(self.name in ['postgres', 'template0', 'template1', 'domicile'])").message("that database or role name is PostgreSQL's or Domicile's own: choose another"))]
+pub struct Database {
+    /// Name of the database.
+    #[serde(default = "default_database")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z_][a-z0-9_]*$"))]
+    pub name: String,
+
+    /// Role that owns it and with which the application connects.
+    #[serde(default = "default_database")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z_][a-z0-9_]*$"))]
+    pub owner: String,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self {
+            name: default_database(),
+            owner: default_database(),
+        }
+    }
+}
+
+fn default_database() -> String {
+    "app".to_owned()
+}
+
+/// Whether a commit waits for standbys.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Durability {
+    /// A commit is acknowledged only when enough standbys have flushed it.
+    #[default]
+    Required,
+    /// A commit waits for the standbys that are there.
+    Preferred,
+}
+
+/// How failures are detected.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failover {
+    /// Seconds of silence after which an instance counts as dead.
+    #[serde(default = "default_detection")]
+    #[schemars(range(min = 1, max = 300))]
+    pub detection_seconds: i32,
+}
+
+impl Default for Failover {
+    fn default() -> Self {
+        Self {
+            detection_seconds: default_detection(),
+        }
+    }
+}
+
+fn default_detection() -> i32 {
+    3
+}
+
+/// What happens to the volumes when the store is deleted.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeletionPolicy {
+    /// The volumes stay; a store of the same name takes them up again.
+    #[default]
+    Retain,
+    /// The volumes are deleted with the store.
+    Delete,
+}
+
+/// The volume of each instance.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Storage {
+    /// Size of each volume, for example 10Gi.
+    #[schemars(schema_with = "quantity_schema")]
+    pub size: String,
+
+    /// StorageClass of the volumes; absent: the cluster's default. It should bind on first use
+    /// (WaitForFirstConsumer), so that the volume is made where the instance may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+}
+
+/// What each instance requests and may use at most.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    /// What the scheduler sets aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<ResourceAmounts>,
+
+    /// What can't be exceeded. Set the memory limit equal to its request: a store killed for memory fails over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<ResourceAmounts>,
+}
+
+/// Amounts of CPU and memory.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceAmounts {
+    /// CPU, for example 250m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_quantity_schema")]
+    pub cpu: Option<String>,
+
+    /// Memory, for example 512Mi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_quantity_schema")]
+    pub memory: Option<String>,
+}
+
+fn optional_quantity_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    quantity_schema(generator)
+}
+
+/// What was seen of a store. The operator writes everything but what an instance reports of itself.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrivacyDataStoreStatus {
+    /// Ready (all as specified), Reconciling, Stalled (a person must act), Available (writes are accepted),
+    /// Resident (every copy is where the policy permits), Durable (a commit survives the loss of an instance).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+
+    /// Ready of desired instances, as "3/3".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub summary: Option<String>,
+
+    /// The term of the present primary. It only ever rises.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub term: Option<i64>,
+
+    /// The instance that accepts writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub primary: Option<String>,
+
+    /// PostgreSQL's identifier of the database cluster, once it is initialised. While it is set, no instance
+    /// ever initialises another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub system_identifier: Option<String>,
+
+    /// The instances.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub instances: Vec<InstanceStatus>,
+}
+
+/// One instance. Where it is, the operator says; how it is, the instance says of itself.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceStatus {
+    /// Name of the instance, its pod, its volume claim and its Service.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+
+    /// The Region it is placed in. By the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub region: Option<String>,
+
+    /// The zone it is placed in. By the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub zone: Option<String>,
+
+    /// The node it runs on. By the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node: Option<String>,
+
+    /// The identity of its volume's content: it changes when a volume is lost. By the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub id: Option<String>,
+
+    /// Whether it serves as Primary or Standby, or is Starting. By the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<InstanceRole>,
+
+    /// Whether it serves: a primary accepts writes, a standby streams from the primary. By the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
+
+    /// Whether a commit now waits for enough standbys (primary only). By the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durable: Option<bool>,
+
+    /// The address it is reached at by the other instances. By the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 45))]
+    pub address: Option<String>,
+
+    /// PostgreSQL's identifier of the database cluster it holds. By the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub system_identifier: Option<String>,
+
+    /// PostgreSQL's version, such as "17.6". By the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub postgres_version: Option<String>,
+
+    /// What it is doing or why it can't, in words, without personal data. By the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub message: Option<String>,
+}
+
+/// What an instance is.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InstanceRole {
+    /// Not serving yet, or not any more.
+    #[default]
+    Starting,
+    /// Accepts writes.
+    Primary,
+    /// Streams from the primary.
+    Standby,
+    /// Can't go on without a person; `message` says why.
+    Failed,
+}

@@ -1,0 +1,14 @@
+//! Domicile: a Kubernetes operator for workloads that hold personal data.
+//!
+//! Dependency arrows point down this list. Nothing above the line does I/O or reads a clock:
+//!
+//! - [`api`]: the kinds
+//! - `residency`: what may be where
+//! - `placement`: which instance goes where
+//! - ---
+//! - `operator`: observe → plan → apply → report
+//! - `instance`: PID 1 of a store pod
+//! - `telemetry`: logs, metrics
+//! - `cli`: `kubectl domicile`
+
+pub mod api;

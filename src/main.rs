@@ -1,0 +1,2 @@
+//! The binary: subcommands only.
+fn main() {}
