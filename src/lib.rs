@@ -12,3 +12,7 @@
 //! - `cli`: `kubectl domicile`
 
 pub mod api;
+pub mod operator;
+pub mod placement;
+pub mod residency;
+pub mod telemetry;

@@ -1,2 +1,114 @@
 //! The binary: subcommands only.
-fn main() {}
+
+use clap::{Parser, Subcommand};
+use domicile::{api, cli, instance, operator, telemetry};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// PostgreSQL stores for personal data that stay in their regions, survive, and forget on request.
+#[derive(Parser)]
+#[command(name = "domicile", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show a store: regions, zones, roles, lag.
+    Status {
+        /// Name of the PrivacyDataStore.
+        store: String,
+        #[command(flatten)]
+        cluster: cli::ClusterArgs,
+    },
+    /// Print the CustomResourceDefinitions, or write them to a folder.
+    Crds {
+        /// Write one file per kind here instead of printing.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// Run the operator (in a cluster).
+    #[command(hide = true)]
+    Operator(operator::Args),
+    /// Run the instance manager (as PID 1 of a store pod).
+    #[command(hide = true)]
+    Instance(Box<instance::Args>),
+    /// Copy this program into a store pod (as its init container).
+    #[command(hide = true)]
+    Install {
+        /// The folder.
+        target: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match &cli.command {
+        // One thread: an instance manager is beside a database that needs the cores.
+        Command::Instance(_) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build(),
+        _ => tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build(),
+    };
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let outcome = runtime.block_on(run(cli));
+        // A blocking call that never returns must not hold the process.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("domicile: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Status { store, cluster } => {
+            let (client, namespace) = cluster.connect().await?;
+            print!("{}", cli::status::run(client, &namespace, &store).await?);
+            Ok(())
+        }
+        Command::Crds { dir: Some(dir) } => api::crds::write_dir(&dir),
+        Command::Crds { dir: None } => {
+            print!("{}", api::crds::yaml()?);
+            Ok(())
+        }
+        Command::Operator(args) => {
+            telemetry::init();
+            operator::run(args, stop_signal()?).await
+        }
+        Command::Instance(args) => {
+            telemetry::init();
+            Box::pin(instance::run((*args).try_into()?)).await
+        }
+        Command::Install { target } => instance::install(&target),
+    }
+}
+
+/// Cancelled at SIGTERM or SIGINT.
+fn stop_signal() -> anyhow::Result<CancellationToken> {
+    let token = CancellationToken::new();
+    let (mut term, mut int) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let stop = token.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(token)
+}

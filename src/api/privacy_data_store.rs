@@ -224,7 +224,7 @@ pub struct Storage {
     pub storage_class_name: Option<String>,
 }
 
-/// What each instance requests and may use at most.
+/// What each pod requests and may use at most.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
@@ -232,7 +232,8 @@ pub struct Resources {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<ResourceAmounts>,
 
-    /// What can't be exceeded. Set the memory limit equal to its request: a store killed for memory fails over.
+    /// What can't be exceeded. Set the memory limit equal to its request, or a busy node may kill the pod for
+    /// its memory at any time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<ResourceAmounts>,
 }

@@ -61,8 +61,9 @@ pub struct NodeWitnesses {
     #[schemars(schema_with = "label_map_schema")]
     pub labels: BTreeMap<String, String>,
 
-    /// What a node's spec.providerID must begin with, for example "aws:///us-west-2". It is compared up to a
-    /// boundary, so "aws:///us-west-2" doesn't match a node of "aws:///us-west-20".
+    /// What a node's spec.providerID must begin with, for example "aws:///us-west-2". A prefix that ends in a
+    /// digit does not match where another digit follows: "aws:///us-west-2" matches "aws:///us-west-2a/i-1" but
+    /// not "aws:///us-west-20/i-1".
     #[serde(
         default,
         rename = "providerIDPrefix",

@@ -64,3 +64,24 @@ pub fn quantity_schema(_: &mut SchemaGenerator) -> Schema {
         "pattern": "^[0-9]+(\\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
     })
 }
+
+/// A point in time, as RFC 3339.
+#[must_use]
+pub fn date_time_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "date-time" })
+}
+
+/// What a row or document must have to be a person's: a map from column or field to an identifier's name, at
+/// least one and at most 4. An empty one would match everything.
+#[must_use]
+pub fn where_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 4,
+        "additionalProperties": {
+            "type": "string", "minLength": 1, "maxLength": 32,
+            "pattern": "^[a-z][A-Za-z0-9]*$"
+        }
+    })
+}

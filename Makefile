@@ -1,0 +1,53 @@
+# What people type. Each target says what it does in `make help`; the work is in scripts/ and in the
+# programs themselves. Everything built or downloaded is kept outside the clone, in $(CACHE).
+
+CACHE        ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/domicile
+export CACHE
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+VERSION      := $(shell sed -n '/workspace.package/,/^version/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+export VERSION
+IMAGE        ?= domicile:$(VERSION)
+export IMAGE
+# testbed (default): a cluster of several regions on this machine; current: the one of your kubeconfig.
+CLUSTER      ?= testbed
+export CLUSTER
+RUNS         ?= 5
+export RUNS
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo down test image plugin generate fmt lint bench-create status
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what the machine lacks (as root, on Debian)
+	@scripts/setup
+
+demo: setup ## See it work: cluster, operator, store, rows across regions, a refusal
+	@scripts/demo
+
+down: ## Take down everything that demo and test put up
+	@scripts/down
+
+test: setup ## All tests, from formatting to the cluster of several regions
+	@scripts/test
+
+image: setup ## Build the image into target/domicile-image.tar, without a container engine
+	@scripts/image
+
+plugin: setup ## Build kubectl-domicile into target/kubectl-domicile
+	@scripts/plugin
+
+generate: ## Write crds/ (and the chart's copy) from the types
+	@cargo run --quiet --bin domicile -- crds --dir crds
+	@cp crds/*.yaml charts/domicile/crds-templates/ 2>/dev/null || true
+
+fmt: ## Format
+	@cargo fmt --all
+
+lint: ## Formatting and lints, warnings denied
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+bench-create: setup ## Seconds from apply to Ready, for 1 and for 10 stores (RUNS=n)
+	@scripts/bench create

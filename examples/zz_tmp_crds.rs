@@ -1,0 +1,4 @@
+//! tmp
+fn main() {
+    domicile::api::crds::write_dir(std::path::Path::new("crds")).unwrap();
+}

@@ -1,0 +1,143 @@
+//! The manager's one SQL connection: over the Unix socket, as the superuser, by the operating system user.
+//!
+//! Owns the connection and its settings. Never: waits without a limit, waits for a standby's acknowledgement,
+//! or resolves a name through anything but `pg_catalog` (an application could plant a function elsewhere).
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio_postgres::{Client, NoTls};
+
+use super::vitals::Queries;
+use crate::api::names::SUPERUSER;
+
+/// Settings of the manager's session. They stand in the startup packet, so no user's parameter precedes them.
+const OPTIONS: &str = "-c search_path=pg_catalog -c synchronous_commit=local \
+    -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=2s \
+    -c idle_in_transaction_session_timeout=0 -c log_statement=none -c log_min_error_statement=panic \
+    -c log_min_duration_statement=-1 -c client_min_messages=warning -c DateStyle=ISO";
+
+/// A connection that is closed when this goes.
+pub struct Session {
+    client: Client,
+    queries: Queries,
+    driver: tokio::task::JoinHandle<()>,
+    limit: Duration,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Session {
+    /// Connects to `database`.
+    ///
+    /// # Errors
+    /// If PostgreSQL doesn't accept it within `limit`.
+    pub async fn connect(
+        run: &Path,
+        port: u16,
+        database: &str,
+        limit: Duration,
+    ) -> anyhow::Result<Self> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host_path(run)
+            .port(port)
+            .user(SUPERUSER)
+            .dbname(database)
+            .application_name("domicile")
+            .options(OPTIONS)
+            .connect_timeout(limit);
+        let (client, connection) = tokio::time::timeout(limit, config.connect(NoTls))
+            .await
+            .context("PostgreSQL doesn't answer")??;
+        let driver = tokio::spawn(async move {
+            // The end of the connection shows as an error of the next statement.
+            let _ = connection.await;
+        });
+        let queries = tokio::time::timeout(limit, Queries::prepare(&client)).await;
+        match queries {
+            Ok(Ok(queries)) => Ok(Self {
+                client,
+                queries,
+                driver,
+                limit,
+            }),
+            _ => {
+                driver.abort();
+                anyhow::bail!("PostgreSQL doesn't answer")
+            }
+        }
+    }
+
+    /// Whether the connection is gone.
+    #[must_use]
+    pub fn closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// The connection, for the queries of `vitals`.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The prepared queries.
+    #[must_use]
+    pub fn queries(&self) -> &Queries {
+        &self.queries
+    }
+
+    /// How long a statement may take.
+    #[must_use]
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// Runs statements that return nothing.
+    ///
+    /// # Errors
+    /// PostgreSQL's error code and nothing of its message, which could quote the statement; or the time's end.
+    pub async fn execute(&self, sql: &str) -> anyhow::Result<()> {
+        self.execute_within(sql, self.limit).await
+    }
+
+    /// As [`Session::execute`], with another limit.
+    ///
+    /// # Errors
+    /// As [`Session::execute`].
+    pub async fn execute_within(&self, sql: &str, limit: Duration) -> anyhow::Result<()> {
+        tokio::time::timeout(limit, self.client.batch_execute(sql))
+            .await
+            .context("PostgreSQL doesn't answer")?
+            .map_err(|e| without_words(&e))
+    }
+
+    /// Whether a query returns any row. Its parameters are text.
+    ///
+    /// # Errors
+    /// As [`Session::execute`].
+    pub async fn any(&self, sql: &str, parameters: &[&str]) -> anyhow::Result<bool> {
+        let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = parameters
+            .iter()
+            .map(|p| p as &(dyn tokio_postgres::types::ToSql + Sync))
+            .collect();
+        let rows = tokio::time::timeout(self.limit, self.client.query(sql, &parameters))
+            .await
+            .context("PostgreSQL doesn't answer")?
+            .map_err(|e| without_words(&e))?;
+        Ok(!rows.is_empty())
+    }
+}
+
+/// An error without PostgreSQL's message.
+fn without_words(error: &tokio_postgres::Error) -> anyhow::Error {
+    match error.code() {
+        Some(code) => anyhow::anyhow!("PostgreSQL refused a statement: error {}", code.code()),
+        None => anyhow::anyhow!("the connection to PostgreSQL failed"),
+    }
+}

@@ -1,0 +1,545 @@
+//! PostgreSQL's configuration: what Domicile fixes, what it suggests, and what the user adds.
+//!
+//! Owns the content of `postgresql.conf` and of the small file with the upstream. Pure: the same input gives
+//! the same bytes, so that "did anything change?" is a comparison.
+//! Never: lets a user's parameter weaken durability, TLS, or the rule that no statement's text (and so no
+//! personal data) reaches a log.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::conninfo::{self, Downstream, Upstream};
+use crate::api::names;
+
+/// Parameters of which Domicile says the value. A user's are ignored, with a message: the schema refuses
+/// most of them already, but an object may be older than its schema.
+pub const RESERVED: &[&str] = &[
+    "allow_alter_system",
+    "allow_system_table_mods",
+    "archive_command",
+    "archive_library",
+    "archive_mode",
+    "cluster_name",
+    "config_file",
+    "data_directory",
+    "db_user_namespace",
+    "debug_print_parse",
+    "debug_print_plan",
+    "debug_print_rewritten",
+    "external_pid_file",
+    "fsync",
+    "full_page_writes",
+    "hba_file",
+    "hot_standby",
+    "ident_file",
+    "idle_replication_slot_timeout",
+    "ignore_checksum_failure",
+    // Directives rather than parameters, but written the same way.
+    "include",
+    "include_dir",
+    "include_if_exists",
+    "lc_messages",
+    "listen_addresses",
+    "local_preload_libraries",
+    "log_destination",
+    "log_directory",
+    "log_duration",
+    "log_error_verbosity",
+    "log_line_prefix",
+    "log_min_duration_sample",
+    "log_min_duration_statement",
+    "log_min_error_statement",
+    "log_min_messages",
+    "log_parameter_max_length",
+    "log_parameter_max_length_on_error",
+    "log_statement",
+    "log_statement_sample_rate",
+    "log_transaction_sample_rate",
+    "logging_collector",
+    "max_replication_slots",
+    "max_slot_wal_keep_size",
+    "max_wal_senders",
+    "password_encryption",
+    "port",
+    "primary_conninfo",
+    "primary_slot_name",
+    "recovery_target_timeline",
+    "reserved_connections",
+    "restart_after_crash",
+    "restore_command",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "ssl",
+    "ssl_ca_file",
+    "ssl_cert_file",
+    "ssl_crl_dir",
+    "ssl_crl_file",
+    "ssl_key_file",
+    "ssl_min_protocol_version",
+    "superuser_reserved_connections",
+    "synchronous_commit",
+    "synchronous_standby_names",
+    "unix_socket_directories",
+    "unix_socket_group",
+    "unix_socket_permissions",
+    "wal_level",
+    "wal_log_hints",
+    "wal_receiver_status_interval",
+    "wal_receiver_timeout",
+    "wal_retrieve_retry_interval",
+    "wal_sender_timeout",
+    "zero_damaged_pages",
+];
+
+/// Parameters that on a standby may not be smaller than on its primary, as `pg_controldata` names them.
+pub const FLOORS: &[&str] = &[
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_xacts",
+    "max_locks_per_xact",
+];
+
+/// How each line of PostgreSQL's log begins; `logs` reads it back.
+pub const LOG_LINE_PREFIX: &str = "domicile %p %e [%b] ";
+
+/// The file with the upstream, beside `postgresql.conf`.
+pub const UPSTREAM_FILE: &str = "upstream.conf";
+
+/// What the configuration depends on.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    /// PostgreSQL's major version.
+    pub major: u32,
+    /// This instance.
+    pub instance: &'a str,
+    /// Addresses to listen on; empty for none.
+    pub listen: &'a str,
+    /// The port.
+    pub port: u16,
+    /// Sockets and copies of the key.
+    pub run: &'a Path,
+    /// `synchronous_standby_names`.
+    pub sync: &'a str,
+    /// `failover.detectionSeconds`.
+    pub detection_seconds: u32,
+    /// Size of the volume in bytes.
+    pub volume_bytes: u64,
+    /// The user's parameters that were tried and work.
+    pub user: &'a BTreeMap<String, String>,
+    /// What the primary had for [`FLOORS`], if this is a standby.
+    pub floors: &'a BTreeMap<String, u64>,
+}
+
+/// Seconds of silence after which a replication connection is given up: twice the detection, since it also
+/// has to bear a busy moment, and not under five.
+#[must_use]
+pub fn replication_timeout(detection_seconds: u32) -> u32 {
+    detection_seconds.saturating_mul(2).clamp(5, 600)
+}
+
+/// How much WAL the slots of absent standbys may hold back: a quarter of the volume. Beyond it a standby is
+/// cloned anew, which is better than a full volume, which stops the primary.
+#[must_use]
+pub fn slot_keep_megabytes(volume_bytes: u64) -> u64 {
+    (volume_bytes / 4 / MEGABYTE).max(64)
+}
+
+const MEGABYTE: u64 = 1024 * 1024;
+
+/// The user's parameters without the reserved ones, and the names of those left out.
+#[must_use]
+pub fn split(user: &BTreeMap<String, String>) -> (BTreeMap<String, String>, Vec<String>) {
+    let mut kept = BTreeMap::new();
+    let mut ignored = Vec::new();
+    for (name, value) in user {
+        let lower = name.to_ascii_lowercase();
+        let reserved = RESERVED.contains(&lower.as_str()) || lower.starts_with("auto_explain.");
+        if reserved || !well_formed(name) || value.contains(['\n', '\r', '\0']) {
+            ignored.push(name.clone());
+        } else {
+            kept.insert(name.clone(), value.clone());
+        }
+    }
+    (kept, ignored)
+}
+
+/// Whether it can be a parameter's name and nothing else.
+fn well_formed(name: &str) -> bool {
+    let part = |p: &str| {
+        p.bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_lowercase() || b == b'_')
+            && p.bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    name.len() <= 63 && name.split('.').count() <= 2 && name.split('.').all(part)
+}
+
+/// `postgresql.conf`.
+#[must_use]
+pub fn render(input: &Input<'_>) -> String {
+    let mut out = String::from("# Written by Domicile; changes are overwritten.\n");
+    let mut set = |name: &str, value: &str| {
+        let _ = writeln!(out, "{name} = {}", quote(value));
+    };
+
+    // Suggestions, which a user's parameter replaces.
+    for (name, value) in [
+        ("timezone", "UTC"),
+        ("log_timezone", "UTC"),
+        ("default_text_search_config", "pg_catalog.english"),
+        ("tcp_keepalives_idle", "15"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "3"),
+        // A client that vanished holds its connection no longer than this.
+        ("tcp_user_timeout", "30s"),
+    ] {
+        if !input.user.contains_key(name) {
+            set(name, value);
+        }
+    }
+    for (name, value) in input.user {
+        set(name, value);
+    }
+    for (name, value) in floors(input) {
+        set(&name, &value.to_string());
+    }
+
+    for (name, value) in fixed(input) {
+        set(name, &value);
+    }
+    let _ = writeln!(out, "include {}", quote(UPSTREAM_FILE));
+    out
+}
+
+/// A standby refuses to start with less than its primary had.
+fn floors(input: &Input<'_>) -> Vec<(String, u64)> {
+    input
+        .floors
+        .iter()
+        .filter(|(name, _)| FLOORS.contains(&name.as_str()) && *name != "max_wal_senders")
+        .filter_map(|(name, floor)| {
+            let (name, default) = match name.as_str() {
+                "max_prepared_xacts" => ("max_prepared_transactions", 0),
+                "max_locks_per_xact" => ("max_locks_per_transaction", 64),
+                "max_worker_processes" => ("max_worker_processes", 8),
+                _ => ("max_connections", 100),
+            };
+            let own = input
+                .user
+                .get(name)
+                .map_or(Some(default), |v| v.trim().parse().ok())?;
+            (*floor > own).then(|| (name.to_owned(), *floor))
+        })
+        .collect()
+}
+
+fn fixed(input: &Input<'_>) -> Vec<(&'static str, String)> {
+    let path = |name: &str| input.run.join(name).display().to_string();
+    let timeout = format!("{}s", replication_timeout(input.detection_seconds));
+    let keep = (input.volume_bytes / 50 / MEGABYTE).clamp(16, 1024);
+    let senders = input
+        .floors
+        .get("max_wal_senders")
+        .copied()
+        .unwrap_or(0)
+        .max(20);
+    let mut all: Vec<(&'static str, String)> = [
+        ("listen_addresses", input.listen),
+        ("unix_socket_permissions", "0700"),
+        ("external_pid_file", ""),
+        ("ssl", "on"),
+        ("ssl_min_protocol_version", "TLSv1.2"),
+        ("password_encryption", "scram-sha-256"),
+        ("wal_level", "logical"),
+        ("max_replication_slots", "20"),
+        ("hot_standby", "on"),
+        // So that a former primary can be rewound rather than cloned.
+        ("wal_log_hints", "on"),
+        ("fsync", "on"),
+        ("full_page_writes", "on"),
+        ("synchronous_commit", "on"),
+        ("synchronous_standby_names", input.sync),
+        ("wal_receiver_status_interval", "1s"),
+        ("wal_retrieve_retry_interval", "500ms"),
+        ("recovery_target_timeline", "latest"),
+        // A crash ends the postmaster, so that the manager sees and counts it.
+        ("restart_after_crash", "off"),
+        // For the manager: clients must not be able to lock it out.
+        ("superuser_reserved_connections", "10"),
+        ("shared_preload_libraries", ""),
+        ("logging_collector", "off"),
+        ("log_destination", "stderr"),
+        ("lc_messages", "C"),
+        ("log_line_prefix", LOG_LINE_PREFIX),
+        // No statement, no parameter and no key value of a failing row may reach a log: they are personal
+        // data. Messages of clients' errors, which may quote a value, are kept back by the manager.
+        ("log_statement", "none"),
+        ("log_duration", "off"),
+        ("log_min_duration_statement", "-1"),
+        ("log_min_duration_sample", "-1"),
+        ("log_transaction_sample_rate", "0"),
+        ("log_parameter_max_length", "0"),
+        ("log_parameter_max_length_on_error", "0"),
+        ("log_min_error_statement", "panic"),
+        ("log_min_messages", "warning"),
+        ("log_error_verbosity", "terse"),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k, v.to_owned()))
+    .collect();
+    all.extend([
+        ("port", input.port.to_string()),
+        ("unix_socket_directories", input.run.display().to_string()),
+        ("hba_file", path("conf/pg_hba.conf")),
+        ("ident_file", path("conf/pg_ident.conf")),
+        ("ssl_ca_file", path("tls/ca.crt")),
+        ("ssl_cert_file", path("tls/tls.crt")),
+        ("ssl_key_file", path("tls/tls.key")),
+        ("max_wal_senders", senders.to_string()),
+        ("wal_keep_size", format!("{keep}MB")),
+        (
+            "max_slot_wal_keep_size",
+            format!("{}MB", slot_keep_megabytes(input.volume_bytes)),
+        ),
+        ("wal_sender_timeout", timeout.clone()),
+        ("wal_receiver_timeout", timeout),
+        ("cluster_name", input.instance.to_owned()),
+    ]);
+    if input.major >= 16 {
+        all.push(("reserved_connections", "0".to_owned()));
+    }
+    if input.major >= 17 {
+        // ALTER SYSTEM would win over this file, and stay when the manager changes its mind.
+        all.push(("allow_alter_system", "off".to_owned()));
+    }
+    if input.major >= 18 {
+        all.push(("idle_replication_slot_timeout", "0".to_owned()));
+    }
+    all
+}
+
+/// The file with the upstream. Without one it says so, rather than being empty, so that nothing that
+/// `postgresql.auto.conf` may hold from elsewhere connects.
+#[must_use]
+pub fn upstream(to: Option<(&Upstream, &Downstream)>, slot: &str) -> String {
+    let conninfo = to.map_or_else(String::new, |(up, down)| conninfo::render(up, down));
+    let slot = if to.is_some() { slot } else { "" };
+    format!(
+        "# Written by Domicile; changes are overwritten.\nprimary_conninfo = {}\nprimary_slot_name = {}\n",
+        quote(&conninfo),
+        quote(slot)
+    )
+}
+
+/// The slot of an instance, as PostgreSQL names it.
+#[must_use]
+pub fn slot(instance: &str) -> String {
+    names::replication_slot(instance)
+}
+
+/// A value in the configuration file's quotes: quotes are doubled, and a backslash begins an escape there.
+#[must_use]
+pub fn quote(value: &str) -> String {
+    let mut out = String::with_capacity(value.len() + 2);
+    out.push('\'');
+    for c in value.chars() {
+        match c {
+            '\'' => out.push_str("''"),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            c => out.push(c),
+        }
+    }
+    out.push('\'');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::PrivacyDataStore;
+    use kube::CustomResourceExt;
+    use proptest::prelude::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    fn rendered(
+        major: u32,
+        user: &BTreeMap<String, String>,
+        floors: &BTreeMap<String, u64>,
+    ) -> String {
+        render(&Input {
+            major,
+            instance: "s-1",
+            listen: "*",
+            port: 5432,
+            run: Path::new("/run/domicile"),
+            sync: "ANY 1 (\"s-2\")",
+            detection_seconds: 3,
+            volume_bytes: 10 * 1024 * MEGABYTE,
+            user,
+            floors,
+        })
+    }
+
+    /// The last value of a parameter, which is the one PostgreSQL takes.
+    fn value<'a>(conf: &'a str, name: &str) -> Option<&'a str> {
+        conf.lines()
+            .filter_map(|l| l.split_once(" = "))
+            .filter(|(k, _)| *k == name)
+            .map(|(_, v)| v.trim_matches('\''))
+            .next_back()
+    }
+
+    #[test]
+    fn the_whole_file() {
+        let conf = rendered(17, &map(&[("shared_buffers", "256MB")]), &BTreeMap::new());
+        assert_eq!(conf, include_str!("testdata/postgresql.conf"));
+    }
+
+    #[test]
+    fn versions_differ_in_what_they_know() {
+        let none = BTreeMap::new();
+        let floors = BTreeMap::new();
+        assert_eq!(
+            value(&rendered(15, &none, &floors), "reserved_connections"),
+            None
+        );
+        assert_eq!(
+            value(&rendered(16, &none, &floors), "allow_alter_system"),
+            None
+        );
+        let newest = rendered(18, &none, &floors);
+        assert_eq!(value(&newest, "allow_alter_system"), Some("off"));
+        assert_eq!(value(&newest, "idle_replication_slot_timeout"), Some("0"));
+    }
+
+    #[test]
+    fn a_user_parameter_replaces_a_suggestion() {
+        let conf = rendered(
+            17,
+            &map(&[("tcp_keepalives_idle", "60")]),
+            &BTreeMap::new(),
+        );
+        assert_eq!(value(&conf, "tcp_keepalives_idle"), Some("60"));
+        assert_eq!(conf.matches("tcp_keepalives_idle").count(), 1);
+    }
+
+    #[test]
+    fn reserved_parameters_are_left_out_and_named() {
+        let (kept, ignored) = split(&map(&[
+            ("fsync", "off"),
+            ("auto_explain.log_min_duration", "0"),
+            ("include", "/etc/passwd"),
+            ("work_mem", "8MB"),
+            ("bad name", "1"),
+            ("jit", "off\nfsync = off"),
+        ]));
+        assert_eq!(kept, map(&[("work_mem", "8MB")]));
+        assert_eq!(
+            ignored,
+            [
+                "auto_explain.log_min_duration",
+                "bad name",
+                "fsync",
+                "include",
+                "jit"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_the_schema_refuses_is_reserved_here_too() {
+        let crd = serde_json::to_string(&PrivacyDataStore::crd()).unwrap();
+        let list = crd
+            .split("k in [")
+            .nth(1)
+            .and_then(|s| s.split(']').next())
+            .unwrap();
+        let names: Vec<_> = list.split(',').map(|n| n.trim().trim_matches('\'')).collect();
+        assert!(names.len() > 40, "{names:?}");
+        for name in names {
+            assert!(RESERVED.contains(&name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_standby_has_at_least_what_its_primary_had() {
+        let floors: BTreeMap<String, u64> = [
+            ("max_connections", 300),
+            ("max_prepared_xacts", 10),
+            ("max_worker_processes", 8),
+            ("max_wal_senders", 30),
+        ]
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v))
+        .collect();
+        let conf = rendered(17, &map(&[("max_connections", "200")]), &floors);
+        assert_eq!(value(&conf, "max_connections"), Some("300"));
+        assert_eq!(value(&conf, "max_prepared_transactions"), Some("10"));
+        assert_eq!(value(&conf, "max_worker_processes"), None);
+        assert_eq!(value(&conf, "max_wal_senders"), Some("30"));
+        let conf = rendered(17, &map(&[("max_connections", "400")]), &floors);
+        assert_eq!(value(&conf, "max_connections"), Some("400"));
+    }
+
+    #[test]
+    fn the_upstream_file() {
+        assert_eq!(
+            upstream(None, "s_2"),
+            "# Written by Domicile; changes are overwritten.\nprimary_conninfo = ''\nprimary_slot_name = ''\n"
+        );
+        let up = Upstream {
+            name: "s-1".into(),
+            address: "10.0.0.1".parse().unwrap(),
+            port: 5432,
+        };
+        let down = Downstream {
+            application_name: "s-2".into(),
+            ca: "/c".into(),
+            cert: "/t".into(),
+            key: "/k".into(),
+            timeout_seconds: 6,
+        };
+        let text = upstream(Some((&up, &down)), "s_2");
+        assert!(text.contains("primary_conninfo = 'host=''s-1'' hostaddr=''10.0.0.1''"));
+        assert!(text.ends_with("primary_slot_name = 's_2'\n"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_leaves_its_line(value in "\\PC{0,30}", extra in "[\n\r'\\\\]{0,4}") {
+            let quoted = quote(&format!("{value}{extra}"));
+            prop_assert!(!quoted.contains('\n') && !quoted.contains('\r'));
+            // Inside the quotes, quotes come in pairs and no backslash stands before the last one alone.
+            let inner = &quoted[1..quoted.len() - 1];
+            let mut chars = inner.chars().peekable();
+            while let Some(c) = chars.next() {
+                match c {
+                    '\'' => prop_assert_eq!(chars.next(), Some('\'')),
+                    '\\' => prop_assert!(chars.next().is_some()),
+                    _ => {}
+                }
+            }
+        }
+
+        #[test]
+        fn no_user_parameter_beats_a_fixed_one(name in "[a-z_]{1,12}", which in 0usize..RESERVED.len()) {
+            let user = map(&[(RESERVED[which], "evil"), (name.as_str(), "evil")]);
+            let (kept, _) = split(&user);
+            let conf = rendered(17, &kept, &BTreeMap::new());
+            for reserved in RESERVED {
+                prop_assert_ne!(value(&conf, reserved), Some("evil"));
+            }
+        }
+    }
+}

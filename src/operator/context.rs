@@ -1,0 +1,155 @@
+//! What the controllers share: the client, the caches of cluster-scoped objects, the bounds on calls.
+//!
+//! Owns no decision. Every call to the API server made by the operator goes through [`bounded`].
+
+use futures::Stream;
+use k8s_openapi::api::core::v1::Node;
+use kube::runtime::events::Recorder;
+use kube::runtime::reflector::Store;
+use kube::{Client, ResourceExt};
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+
+use super::store::build::Settings;
+use crate::api::{Region, ResidencyPolicy};
+use crate::residency::NodeFacts;
+
+/// The longest that one call may take. The client's own read timeout is none, and it repeats a refused call
+/// for minutes: a pass that hangs would hold its place for ever.
+const CALL: Duration = Duration::from_secs(15);
+
+/// Runs one call under the bound.
+///
+/// # Errors
+/// The call's own error, or that it took too long.
+pub async fn bounded<T>(
+    what: &'static str,
+    call: impl Future<Output = kube::Result<T>>,
+) -> anyhow::Result<T> {
+    match tokio::time::timeout(CALL, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(anyhow::Error::new(error).context(what)),
+        Err(_) => Err(anyhow::anyhow!(
+            "{what}: no answer from the API server within {} s",
+            CALL.as_secs()
+        )),
+    }
+}
+
+/// Shared by all controllers of one operator process.
+pub struct Context {
+    /// The API client.
+    pub client: Client,
+    /// Writes events.
+    pub recorder: Recorder,
+    /// Every Region.
+    pub regions: Store<Region>,
+    /// Every policy.
+    pub policies: Store<ResidencyPolicy>,
+    /// Every node.
+    pub nodes: Store<Node>,
+    /// What building objects needs.
+    pub settings: Settings,
+    /// Counts of passes.
+    pub metrics: Metrics,
+}
+
+impl Context {
+    /// What of each node matters, sorted by name: caches iterate in random order.
+    #[must_use]
+    pub fn node_facts(&self) -> Vec<NodeFacts> {
+        let mut facts: Vec<NodeFacts> = self.nodes.state().iter().map(|n| node_facts(n)).collect();
+        facts.sort();
+        facts
+    }
+}
+
+/// What of a node matters.
+#[must_use]
+pub fn node_facts(node: &Node) -> NodeFacts {
+    let spec = node.spec.clone().unwrap_or_default();
+    let conditions = node
+        .status
+        .as_ref()
+        .and_then(|s| s.conditions.as_deref())
+        .unwrap_or_default();
+    let ready = conditions
+        .iter()
+        .any(|c| c.type_ == "Ready" && c.status == "True");
+    let repels = spec
+        .taints
+        .iter()
+        .flatten()
+        .any(|t| t.effect == "NoSchedule" || t.effect == "NoExecute");
+    NodeFacts {
+        name: node.name_any(),
+        labels: node.labels().clone(),
+        provider_id: spec.provider_id,
+        usable: ready && !repels && spec.unschedulable != Some(true),
+    }
+}
+
+/// Tells the stores' controller that something changed which concerns all stores.
+#[derive(Clone)]
+pub struct Triggers {
+    sender: Arc<watch::Sender<u64>>,
+}
+
+impl Default for Triggers {
+    fn default() -> Self {
+        Self {
+            sender: Arc::new(watch::Sender::new(0)),
+        }
+    }
+}
+
+impl Triggers {
+    /// Something changed. Many calls before the controller looks are one.
+    pub fn pull(&self) {
+        self.sender.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// One item per change seen.
+    pub fn stream(&self) -> impl Stream<Item = ()> + Send + Sync + use<> {
+        futures::stream::unfold(self.sender.subscribe(), |mut receiver| async move {
+            receiver.changed().await.ok()?;
+            Some(((), receiver))
+        })
+    }
+}
+
+/// Counts of passes, and of consecutive failures per store, from which backoff follows.
+#[derive(Default)]
+pub struct Metrics {
+    failures: Mutex<HashMap<(String, String), u32>>,
+}
+
+impl Metrics {
+    fn with<T>(&self, change: impl FnOnce(&mut HashMap<(String, String), u32>) -> T) -> T {
+        change(
+            &mut self
+                .failures
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        )
+    }
+
+    /// A pass succeeded.
+    pub fn reconciled(&self, namespace: &str, name: &str) {
+        self.with(|f| f.remove(&(namespace.to_owned(), name.to_owned())));
+    }
+
+    /// A pass failed: how many in a row by now.
+    pub fn failed(&self, namespace: &str, name: &str) -> u32 {
+        self.with(|f| {
+            let count = f
+                .entry((namespace.to_owned(), name.to_owned()))
+                .or_default();
+            *count = count.saturating_add(1);
+            *count
+        })
+    }
+}

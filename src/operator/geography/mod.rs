@@ -1,0 +1,278 @@
+//! Regions, policies and nodes: caches for everyone, and the controller that keeps what they say true.
+//!
+//! Owns the watches on the cluster-scoped kinds, the stamp on nodes, and the statuses of `Region` and
+//! `ResidencyPolicy`.
+//! Never trusts an object it can't read: an unreadable Region or policy counts as not there, which permits
+//! nothing.
+
+pub mod plan;
+
+use futures::{Stream, StreamExt, pin_mut};
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::{WatchStreamExt, reflector::store::Writer};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::context::{Context, Triggers, bounded, node_facts};
+use crate::api::{
+    GROUP, PrivacyDataStore, Region, ResidencyPolicy, RightsWorkflow, VERSION, labels, names,
+};
+use crate::residency::NodeFacts;
+
+/// A watch that hears nothing for this long is opened anew; a dead connection is noticed then.
+const WATCH_SECONDS: u32 = 60;
+/// Changes that come together are looked at together.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// The caches.
+pub struct Caches {
+    /// Every Region.
+    pub regions: Store<Region>,
+    /// Every policy.
+    pub policies: Store<ResidencyPolicy>,
+    /// Every node.
+    pub nodes: Store<Node>,
+    /// Every store, for counting references.
+    pub stores: Store<PrivacyDataStore>,
+    /// Every workflow, for counting references.
+    pub workflows: Store<RightsWorkflow>,
+}
+
+/// Starts the watches and waits until each has been filled once. `changed` is pulled whenever something that
+/// matters to placement has changed, `counted` whenever a reference to a policy may have.
+///
+/// # Errors
+/// If a watch ends before it was filled, which it does only when the process ends.
+pub async fn start(
+    client: &Client,
+    changed: &Triggers,
+    counted: &Triggers,
+) -> anyhow::Result<Caches> {
+    let config = || watcher::Config::default().timeout(WATCH_SECONDS);
+    let regions = keep(
+        guarded(Api::all(client.clone()), config()),
+        [changed, counted],
+    );
+    let policies = keep(
+        guarded(Api::all(client.clone()), config()),
+        [changed, counted],
+    );
+    let stores = keep(guarded(Api::all(client.clone()), config()), [counted]);
+    let workflows = keep(guarded(Api::all(client.clone()), config()), [counted]);
+    let nodes = keep_nodes(Api::all(client.clone()), config(), changed, counted);
+    regions.wait_until_ready().await?;
+    policies.wait_until_ready().await?;
+    stores.wait_until_ready().await?;
+    workflows.wait_until_ready().await?;
+    nodes.wait_until_ready().await?;
+    Ok(Caches {
+        regions,
+        policies,
+        nodes,
+        stores,
+        workflows,
+    })
+}
+
+/// A watch that one unreadable object can't stop: such an object counts as deleted.
+fn guarded<K>(
+    api: Api<DeserializeGuard<K>>,
+    config: watcher::Config,
+) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
+    DeserializeGuard<K>:
+        Resource<DynamicType = K::DynamicType> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    watcher(api, config).default_backoff().filter_map(|event| async move {
+        let unreadable = |guard: DeserializeGuard<K>| match guard.0 {
+            Ok(object) => Some(object),
+            Err(error) => {
+                tracing::error!(object = ?error.metadata.name, error = %error.error, "an object can't be understood and counts as absent");
+                None
+            }
+        };
+        Some(Ok(match event {
+            Err(error) => return Some(Err(error)),
+            Ok(Event::Init) => Event::Init,
+            Ok(Event::InitDone) => Event::InitDone,
+            Ok(Event::InitApply(guard)) => Event::InitApply(unreadable(guard)?),
+            Ok(Event::Apply(guard)) => Event::Apply(unreadable(guard)?),
+            Ok(Event::Delete(guard)) => Event::Delete(unreadable(guard)?),
+        }))
+    })
+}
+
+fn keep<K, const N: usize>(
+    events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+    triggers: [&Triggers; N],
+) -> Store<K>
+where
+    K: Resource + Clone + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
+{
+    let triggers: Vec<Triggers> = triggers.into_iter().cloned().collect();
+    let (store, writer) = reflector::store();
+    tokio::spawn(follow(events, writer, move |event: &Event<K>| {
+        if !matches!(event, Event::Init | Event::InitApply(_)) {
+            triggers.iter().for_each(Triggers::pull);
+        }
+    }));
+    store
+}
+
+async fn follow<K>(
+    events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+    writer: Writer<K>,
+    mut heard: impl FnMut(&Event<K>) + Send,
+) where
+    K: Resource + Clone + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
+{
+    let events = events.reflect(writer);
+    pin_mut!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => heard(&event),
+            Err(error) => tracing::warn!(%error, "watch interrupted; it is opened again"),
+        }
+    }
+}
+
+/// Nodes change all the time (heartbeats, images, capacities); only a change of what matters is passed on.
+fn keep_nodes(
+    api: Api<Node>,
+    config: watcher::Config,
+    changed: &Triggers,
+    counted: &Triggers,
+) -> Store<Node> {
+    let (store, writer) = reflector::store();
+    let triggers = [changed.clone(), counted.clone()];
+    let mut known: HashMap<String, NodeFacts> = HashMap::new();
+    let events = watcher(api, config).default_backoff().modify(|node| {
+        node.metadata.managed_fields = None;
+        if let Some(status) = &mut node.status {
+            status.images = None;
+        }
+    });
+    tokio::spawn(follow(events, writer, move |event| {
+        let news = match event {
+            Event::Apply(node) | Event::InitApply(node) => {
+                let facts = node_facts(node);
+                known.insert(node.name_any(), facts.clone()) != Some(facts)
+            }
+            Event::Delete(node) => known.remove(&node.name_any()).is_some(),
+            Event::InitDone => true,
+            Event::Init => false,
+        };
+        if news {
+            triggers.iter().for_each(Triggers::pull);
+        }
+    }));
+    store
+}
+
+/// Keeps stamps and statuses true until the process ends. Only the leader runs this.
+pub async fn run(
+    ctx: Arc<Context>,
+    stores: Store<PrivacyDataStore>,
+    workflows: Store<RightsWorkflow>,
+    triggers: Triggers,
+) {
+    let changes = triggers.stream();
+    pin_mut!(changes);
+    loop {
+        let references = stores
+            .state()
+            .iter()
+            .map(|s| s.spec.residency_policy_ref.name.clone())
+            .chain(workflows.state().iter().filter_map(|w| policy_of(w)))
+            .collect();
+        let seen = plan::Seen {
+            regions: ctx.regions.state(),
+            policies: ctx.policies.state(),
+            nodes: ctx.node_facts(),
+            references,
+        };
+        let mut failed = false;
+        for write in plan::plan(&seen, jiff::Timestamp::now()) {
+            if let Err(error) = execute(&ctx.client, &write).await {
+                failed = true;
+                tracing::warn!(
+                    ?write,
+                    error = format!("{error:#}"),
+                    "not written; tried again"
+                );
+            }
+        }
+        let pause = if failed {
+            Duration::from_secs(5)
+        } else {
+            Duration::from_secs(60)
+        };
+        // The pause ends early with the next change; without one it is the safety net.
+        let heard = tokio::time::timeout(pause, changes.next()).await;
+        if let Ok(None) = heard {
+            return;
+        }
+        tokio::time::sleep(DEBOUNCE).await;
+    }
+}
+
+/// The policy that a workflow refers to.
+fn policy_of(workflow: &RightsWorkflow) -> Option<String> {
+    let value = serde_json::to_value(&workflow.spec).ok()?;
+    Some(value["residencyPolicyRef"]["name"].as_str()?.to_owned())
+}
+
+async fn execute(client: &Client, write: &plan::Write) -> anyhow::Result<()> {
+    let params = PatchParams::apply(names::OPERATOR_FIELD_MANAGER).force();
+    let status = |kind: &str, status: serde_json::Value| {
+        Patch::Apply(
+            json!({ "apiVersion": format!("{GROUP}/{VERSION}"), "kind": kind, "status": status }),
+        )
+    };
+    match write {
+        plan::Write::Stamp { node, region } => {
+            let patch =
+                Patch::Merge(json!({ "metadata": { "labels": { labels::NODE_REGION: region } } }));
+            let nodes: Api<Node> = Api::all(client.clone());
+            tracing::info!(%node, ?region, "stamping");
+            bounded(
+                "stamp a node",
+                nodes.patch(node, &PatchParams::default(), &patch),
+            )
+            .await?;
+        }
+        plan::Write::Region(name, new) => {
+            let regions: Api<Region> = Api::all(client.clone());
+            let patch = status("Region", serde_json::to_value(new)?);
+            bounded(
+                "write a Region's status",
+                regions.patch_status(name, &params, &patch),
+            )
+            .await?;
+        }
+        plan::Write::Policy(name, new) => {
+            let policies: Api<ResidencyPolicy> = Api::all(client.clone());
+            let patch = status("ResidencyPolicy", serde_json::to_value(new)?);
+            bounded(
+                "write a policy's status",
+                policies.patch_status(name, &params, &patch),
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,433 @@
+//! Executes a plan's steps, in order, and stops at the first failure.
+//!
+//! Owns every write to a store's children, and the randomness of passwords and keys.
+//! Never decides, never deletes without a uid, and never takes over an object that isn't this store's.
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
+};
+use kube::{Api, ResourceExt};
+use rand::RngCore;
+use serde_json::{Value, json};
+
+use super::build::{self, AppSecret};
+use super::certificates::{self, Pair};
+use super::plan::{Object, Step};
+use crate::api::conditions::reasons;
+use crate::api::{PrivacyDataStore, labels, names};
+use crate::operator::context::{Context, bounded};
+
+/// A step that didn't succeed.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}: {source:#}")]
+pub struct ApplyError {
+    /// The step, in words.
+    pub step: String,
+    /// One word for the condition and the metric.
+    pub reason: &'static str,
+    /// What went wrong.
+    pub source: anyhow::Error,
+}
+
+/// Executes `steps`.
+///
+/// # Errors
+/// The first step that fails; those behind it are not tried, since each relies on those before it.
+pub async fn apply(
+    ctx: &Context,
+    store: &PrivacyDataStore,
+    steps: &[Step],
+) -> Result<(), ApplyError> {
+    let writer = Writer {
+        ctx,
+        store,
+        namespace: store.namespace().unwrap_or_default(),
+        name: store.name_any(),
+    };
+    for step in steps {
+        tracing::info!(store = %writer.name, namespace = %writer.namespace, step = %step, "step");
+        writer.run(step).await.map_err(|source| ApplyError {
+            step: step.to_string(),
+            reason: if source.is::<Taken>() {
+                reasons::NAME_TAKEN
+            } else {
+                APPLY_FAILED
+            },
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Reason for everything that isn't the user's to mend.
+const APPLY_FAILED: &str = "ApplyFailed";
+
+/// An object of a needed name belongs to somebody else.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{kind} {name} exists and is not this store's: rename the store, or remove the object if nobody needs it"
+)]
+struct Taken {
+    kind: String,
+    name: String,
+}
+
+struct Writer<'a> {
+    ctx: &'a Context,
+    store: &'a PrivacyDataStore,
+    namespace: String,
+    name: String,
+}
+
+impl Writer<'_> {
+    async fn run(&self, step: &Step) -> anyhow::Result<()> {
+        match step {
+            Step::AddFinalizer => self.add_finalizer().await,
+            Step::RemoveFinalizer => self.remove_finalizer().await,
+            Step::RecordPrimary { name, term } => self.record_primary(name, *term).await,
+            Step::CreateAuthority => self.create_authority().await,
+            Step::IssueCertificate { instance, names } => {
+                self.issue_certificate(instance, names).await
+            }
+            Step::WriteAppSecret(secret) => self.write_app_secret(secret).await,
+            Step::Create(object, value) => self.create(*object, value).await,
+            Step::Update(kind, object) => self.update(&kind.resource(), object).await,
+            Step::Delete { object, name, uid } => self.delete(*object, name, uid).await,
+            Step::MarkPrimaryVolume { name, uid, term } => {
+                self.mark_primary_volume(name, uid, *term).await
+            }
+            Step::ForgetInstance { name } => self.forget_instance(name).await,
+        }
+    }
+
+    fn stores(&self) -> Api<PrivacyDataStore> {
+        Api::namespaced(self.ctx.client.clone(), &self.namespace)
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.ctx.client.clone(), &self.namespace)
+    }
+
+    /// A merge patch of the store that fails if it has changed or is another store of the same name.
+    fn guarded(&self, mut patch: Value) -> Patch<Value> {
+        patch["metadata"]["uid"] = json!(self.store.uid());
+        patch["metadata"]["resourceVersion"] = json!(self.store.resource_version());
+        Patch::Merge(patch)
+    }
+
+    async fn add_finalizer(&self) -> anyhow::Result<()> {
+        // Applied, since the list is a set that others add to as well; the uid keeps a namesake out.
+        let patch = json!({
+            "apiVersion": "domicile.dev/v1alpha1", "kind": "PrivacyDataStore",
+            "metadata": { "uid": self.store.uid(), "finalizers": [labels::STORE_FINALIZER] },
+        });
+        let params = PatchParams::apply(FINALIZER_MANAGER).force();
+        bounded(
+            "add the finalizer",
+            self.stores()
+                .patch(&self.name, &params, &Patch::Apply(patch)),
+        )
+        .await?;
+        Ok(())
+    }
+
+    async fn remove_finalizer(&self) -> anyhow::Result<()> {
+        let left: Vec<&String> = self
+            .store
+            .finalizers()
+            .iter()
+            .filter(|f| *f != labels::STORE_FINALIZER)
+            .collect();
+        let patch = self.guarded(json!({ "metadata": { "finalizers": left } }));
+        let done = bounded(
+            "remove the finalizer",
+            self.stores()
+                .patch(&self.name, &PatchParams::default(), &patch),
+        )
+        .await;
+        match done {
+            Err(error) if !is_not_found(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn record_primary(&self, name: &str, term: i64) -> anyhow::Result<()> {
+        // Conditional on what was read having no primary: two operators, or a stale one, can't both found.
+        let current = bounded("read the store", self.stores().get(&self.name)).await?;
+        anyhow::ensure!(
+            current.uid() == self.store.uid(),
+            "the store was replaced by another of the same name"
+        );
+        anyhow::ensure!(
+            current.status.as_ref().is_none_or(|s| s.primary.is_none()),
+            "another operator has recorded a primary meanwhile"
+        );
+        let patch = json!({
+            "metadata": { "uid": current.uid(), "resourceVersion": current.resource_version() },
+            "status": { "primary": name, "term": term },
+        });
+        let params = PatchParams {
+            field_manager: Some(names::OPERATOR_FIELD_MANAGER.to_owned()),
+            ..Default::default()
+        };
+        bounded(
+            "record the primary",
+            self.stores()
+                .patch_status(&self.name, &params, &Patch::Merge(patch)),
+        )
+        .await?;
+        Ok(())
+    }
+
+    async fn create_authority(&self) -> anyhow::Result<()> {
+        let pair =
+            certificates::new_authority(&self.name, &self.namespace, jiff::Timestamp::now())?;
+        let name = names::ca_secret(&self.name);
+        self.put_secret(
+            &name,
+            &[],
+            None,
+            &[("ca.crt", pair.certificate), ("ca.key", pair.key)],
+        )
+        .await
+    }
+
+    async fn authority(&self) -> anyhow::Result<Pair> {
+        let name = names::ca_secret(&self.name);
+        let secret = bounded("read the authority", self.secrets().get(&name)).await?;
+        Ok(Pair {
+            certificate: text(&secret, "ca.crt")?,
+            key: text(&secret, "ca.key")?,
+        })
+    }
+
+    async fn issue_certificate(&self, instance: &str, dns: &[String]) -> anyhow::Result<()> {
+        let authority = self.authority().await?;
+        let pair = certificates::issue(&authority, instance, dns, jiff::Timestamp::now())?;
+        let content = [
+            ("ca.crt", authority.certificate),
+            ("tls.crt", pair.certificate),
+            ("tls.key", pair.key),
+        ];
+        self.put_secret(
+            &names::tls_secret(instance),
+            &[(labels::INSTANCE, instance)],
+            None,
+            &content,
+        )
+        .await
+    }
+
+    async fn write_app_secret(&self, wanted: &AppSecret) -> anyhow::Result<()> {
+        let authority = self.authority().await?;
+        let name = names::app_secret(&self.name);
+        let existing = bounded(
+            "read the application's Secret",
+            self.secrets().get_opt(&name),
+        )
+        .await?;
+        let kept = existing
+            .as_ref()
+            .and_then(|s| text(s, "password").ok())
+            .filter(|p| !p.is_empty());
+        let password = kept.unwrap_or_else(new_password);
+        let data = wanted.data(&password, &authority.certificate);
+        let content: Vec<(&str, String)> =
+            data.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+        let hash = wanted.hash(&certificates::fingerprint(authority.certificate.as_bytes()));
+        self.put_secret(&name, &[], Some(&hash), &content).await
+    }
+
+    /// Makes or brings up to date a Secret of this store; never one of somebody else.
+    async fn put_secret(
+        &self,
+        name: &str,
+        extra: &[(&str, &str)],
+        hash: Option<&str>,
+        content: &[(&str, String)],
+    ) -> anyhow::Result<()> {
+        let mut metadata = build::metadata(self.store, name, extra);
+        if let Some(hash) = hash {
+            metadata["annotations"] = json!({ build::HASH: hash });
+        }
+        let data: serde_json::Map<String, Value> = content
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), json!(v)))
+            .collect();
+        let mut value = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data, "type": "Opaque" });
+        match bounded("read a Secret", self.secrets().get_opt(name)).await? {
+            None => self.create(Object::Secret, &value).await,
+            Some(found) => {
+                self.must_own("Secret", name, found.labels(), found.owner_references())?;
+                value["metadata"]["resourceVersion"] = json!(found.resource_version());
+                let secret: Secret = serde_json::from_value(value)?;
+                bounded(
+                    "replace a Secret",
+                    self.secrets()
+                        .replace(name, &PostParams::default(), &secret),
+                )
+                .await?;
+                Ok(())
+            }
+        }
+    }
+
+    fn resource(object: Object) -> ApiResource {
+        match object {
+            Object::Pod => ApiResource::erase::<Pod>(&()),
+            Object::Claim => ApiResource::erase::<PersistentVolumeClaim>(&()),
+            Object::Secret => ApiResource::erase::<Secret>(&()),
+            Object::Child(kind) => kind.resource(),
+        }
+    }
+
+    fn api(&self, object: Object) -> Api<DynamicObject> {
+        Api::namespaced_with(
+            self.ctx.client.clone(),
+            &self.namespace,
+            &Self::resource(object),
+        )
+    }
+
+    async fn create(&self, object: Object, value: &Value) -> anyhow::Result<()> {
+        let wanted: DynamicObject = serde_json::from_value(value.clone())?;
+        let api = self.api(object);
+        let params = PostParams {
+            field_manager: Some(names::OPERATOR_FIELD_MANAGER.to_owned()),
+            ..Default::default()
+        };
+        match bounded("create", api.create(&params, &wanted)).await {
+            Ok(_) => Ok(()),
+            // The client retries by itself, so it may be our own; or an earlier pass made it just now.
+            Err(error) if already_exists(&error) => {
+                let name = wanted.name_any();
+                let found = bounded("read", api.get(&name)).await?;
+                self.must_own(
+                    &Self::resource(object).kind,
+                    &name,
+                    found.labels(),
+                    found.owner_references(),
+                )
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn must_own(
+        &self,
+        kind: &str,
+        name: &str,
+        found: &std::collections::BTreeMap<String, String>,
+        owners: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference],
+    ) -> anyhow::Result<()> {
+        let labelled = found.get(labels::STORE) == Some(&self.name)
+            && found
+                .get(labels::MANAGED_BY)
+                .is_some_and(|v| v == labels::MANAGED_BY_VALUE);
+        let uid = self.store.uid();
+        let foreign = owners
+            .iter()
+            .any(|o| o.controller == Some(true) && Some(&o.uid) != uid.as_ref());
+        if labelled && !foreign {
+            Ok(())
+        } else {
+            Err(Taken {
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+            }
+            .into())
+        }
+    }
+
+    async fn update(&self, resource: &ApiResource, wanted: &DynamicObject) -> anyhow::Result<()> {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.ctx.client.clone(), &self.namespace, resource);
+        let mut wanted = wanted.clone();
+        if resource.kind == "EndpointSlice" {
+            // Where it leads is the primary's to say.
+            if let Value::Object(data) = &mut wanted.data {
+                data.remove("endpoints");
+            }
+        }
+        let params = PatchParams::apply(names::OPERATOR_FIELD_MANAGER).force();
+        bounded(
+            "update",
+            api.patch(&wanted.name_any(), &params, &Patch::Apply(&wanted)),
+        )
+        .await?;
+        Ok(())
+    }
+
+    async fn delete(&self, object: Object, name: &str, uid: &str) -> anyhow::Result<()> {
+        let preconditions = Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        };
+        let params = DeleteParams {
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        match bounded("delete", self.api(object).delete(name, &params)).await {
+            Err(error) if !is_not_found(&error) && !is_conflict(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn mark_primary_volume(&self, name: &str, uid: &str, term: i64) -> anyhow::Result<()> {
+        let patch = json!({ "metadata": { "uid": uid, "annotations": { labels::PRIMARY_TERM: term.to_string() } } });
+        let api = self.api(Object::Claim);
+        bounded(
+            "mark the primary's volume",
+            api.patch(name, &PatchParams::default(), &Patch::Merge(patch)),
+        )
+        .await?;
+        Ok(())
+    }
+
+    async fn forget_instance(&self, name: &str) -> anyhow::Result<()> {
+        let empty = json!({ "apiVersion": "domicile.dev/v1alpha1", "kind": "PrivacyDataStore", "status": {} });
+        let params = PatchParams::apply(&names::instance_field_manager(name)).force();
+        bounded(
+            "forget an instance",
+            self.stores()
+                .patch_status(&self.name, &params, &Patch::Apply(empty)),
+        )
+        .await?;
+        Ok(())
+    }
+}
+
+/// Field manager of the finalizer alone, so that an apply of the status doesn't drop it.
+const FINALIZER_MANAGER: &str = "domicile-operator-finalizer";
+
+fn text(secret: &Secret, key: &str) -> anyhow::Result<String> {
+    let bytes = secret
+        .data
+        .as_ref()
+        .and_then(|d| d.get(key))
+        .with_context(|| format!("Secret {} has no key {key}", secret.name_any()))?;
+    Ok(String::from_utf8(bytes.0.clone())?)
+}
+
+/// 192 bits, URL-safe.
+fn new_password() -> String {
+    use base64::Engine as _;
+    let mut bytes = [0u8; 24];
+    rand::rng().fill_bytes(&mut bytes);
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn already_exists(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.is_already_exists())
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.is_not_found())
+}
+
+/// Another object of the same name has taken the place of the one that was to go.
+fn is_conflict(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.is_conflict())
+}

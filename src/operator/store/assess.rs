@@ -1,0 +1,507 @@
+//! What can be said of a store: conditions, counts, where its instances are.
+//!
+//! Owns the meaning of the store's conditions. Pure; no times, so that an unchanged world gives unchanged
+//! words.
+//! Never repeats what an instance says of itself without checking that its pod is ready: what a dead
+//! instance said last is not how things are.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use super::observe::Observed;
+use super::plan::Instance;
+use super::validate::{Lawful, Problem, data_of_instance};
+use crate::api::conditions::{self, Verdict, reasons};
+use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
+use crate::placement::Placement;
+use crate::residency::{Whereabouts, locate};
+
+/// The operator's part of the status, without times.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draft {
+    /// Conditions, in their order.
+    pub verdicts: Vec<Verdict>,
+    /// Ready of desired instances.
+    pub summary: Option<String>,
+    /// Term of the primary.
+    pub term: Option<i64>,
+    /// The primary.
+    pub primary: Option<String>,
+    /// The database cluster's identifier, once known.
+    pub system_identifier: Option<String>,
+    /// Where each instance is (name, region, zone, node).
+    pub instances: Vec<InstanceStatus>,
+}
+
+/// Whether a pod is ready and not on its way out.
+#[must_use]
+pub fn pod_ready(pod: Option<&Pod>) -> bool {
+    pod.is_some_and(|pod| {
+        let conditions = pod
+            .status
+            .as_ref()
+            .and_then(|s| s.conditions.as_deref())
+            .unwrap_or_default();
+        pod.metadata.deletion_timestamp.is_none()
+            && conditions
+                .iter()
+                .any(|c| c.type_ == "Ready" && c.status == "True")
+    })
+}
+
+/// A draft that leaves everything as it was recorded, with the three conditions of a pass in front.
+fn kept(
+    observed: &Observed,
+    ready: (&'static str, String),
+    reconciling: bool,
+    stalled: bool,
+) -> Draft {
+    let status = observed.store.status.clone().unwrap_or_default();
+    let (reason, message) = ready;
+    let mut verdicts = vec![
+        Verdict::new(conditions::READY, false, reason, message.clone()),
+        Verdict::new(
+            conditions::RECONCILING,
+            reconciling,
+            reason,
+            if reconciling {
+                message.clone()
+            } else {
+                String::new()
+            },
+        ),
+        Verdict::new(
+            conditions::STALLED,
+            stalled,
+            reason,
+            if stalled { message } else { String::new() },
+        ),
+    ];
+    verdicts.push(available(observed, status.primary.as_deref()));
+    verdicts.push(resident(observed, None));
+    verdicts.push(durable(observed, status.primary.as_deref()));
+    Draft {
+        verdicts,
+        summary: status.summary,
+        term: status.term,
+        primary: status.primary,
+        system_identifier: status.system_identifier,
+        instances: status
+            .instances
+            .into_iter()
+            .filter(|i| i.region.is_some())
+            .map(|i| InstanceStatus {
+                name: i.name,
+                region: i.region,
+                zone: i.zone,
+                node: i.node,
+                ..Default::default()
+            })
+            .collect(),
+    }
+}
+
+/// The store is being deleted.
+#[must_use]
+pub fn deleting(observed: &Observed) -> Draft {
+    kept(
+        observed,
+        (reasons::DELETING, "the store is being deleted".to_owned()),
+        true,
+        false,
+    )
+}
+
+/// The store is to be left alone.
+#[must_use]
+pub fn paused(observed: &Observed) -> Draft {
+    let message = format!(
+        "left alone while the annotation {} is \"true\"",
+        crate::api::labels::PAUSE
+    );
+    kept(observed, (reasons::PAUSED, message), false, false)
+}
+
+/// A person must act.
+#[must_use]
+pub fn stalled(observed: &Observed, problems: &[Problem]) -> Draft {
+    let message = problems
+        .iter()
+        .map(|p| p.message.as_str())
+        .collect::<Vec<_>>()
+        .join("; ");
+    let reason = problems.first().map_or(reasons::UNKNOWN, |p| p.reason);
+    kept(observed, (reason, message), false, true)
+}
+
+/// No instance that may be primary can be placed yet.
+#[must_use]
+pub fn waiting(observed: &Observed, lawful: &Lawful, placement: &Placement) -> Draft {
+    let mut message = no_node(observed, placement);
+    if message.is_empty() {
+        message = format!(
+            "no instance is in a region that ResidencyPolicy {} permits for Primary",
+            lawful.permissions.policy()
+        );
+    }
+    let mut draft = kept(observed, (reasons::NO_LAWFUL_NODE, message), true, false);
+    draft.summary = Some(format!("0/{}", desired(observed)));
+    draft
+}
+
+fn desired(observed: &Observed) -> i32 {
+    observed
+        .store
+        .spec
+        .placement
+        .iter()
+        .map(|p| p.instances)
+        .sum()
+}
+
+/// Which regions lack a usable node, and why the nodes there are don't count.
+fn no_node(observed: &Observed, placement: &Placement) -> String {
+    let parts: Vec<String> = placement
+        .waiting
+        .iter()
+        .map(|(region, count)| {
+            let located = |n: &&crate::residency::NodeFacts| {
+                locate(n, observed.regions.iter().map(AsRef::as_ref)).region() == Some(region.as_str())
+            };
+            let there: Vec<&str> = observed.nodes.iter().filter(located).map(|n| n.name.as_str()).collect();
+            let why = if there.is_empty() {
+                "no node is verified to be there".to_owned()
+            } else {
+                format!("its nodes ({}) are not ready, cordoned, tainted or not stamped yet", there.join(", "))
+            };
+            format!("{count} instance(s) wait for a node in region {region}: {why}; nothing is placed elsewhere")
+        })
+        .collect();
+    parts.join("; ")
+}
+
+/// The whole picture of a store that has, or is about to have, a primary.
+#[must_use]
+pub fn assess(
+    observed: &Observed,
+    lawful: &Lawful,
+    placement: &Placement,
+    instances: &[Instance<'_>],
+    primary: &str,
+    term: i64,
+) -> Draft {
+    let status = observed.store.status.clone().unwrap_or_default();
+    let entry = |name: &str| status.instances.iter().find(|i| i.name == name);
+    let ready = |i: &Instance<'_>| {
+        pod_ready(i.pod) && entry(&i.name).is_some_and(|e| e.ready == Some(true))
+    };
+    let ready_count = instances.iter().filter(|i| ready(i)).count();
+    let desired = desired(observed);
+    let summary = format!("{ready_count}/{desired}");
+
+    let failed: Vec<String> = instances
+        .iter()
+        .filter_map(|i| entry(&i.name))
+        .filter(|e| e.role == Some(InstanceRole::Failed))
+        .map(|e| format!("{}: {}", e.name, e.message.as_deref().unwrap_or("failed")))
+        .collect();
+    let mut troubles: Vec<String> = Vec::new();
+    troubles.extend(lawful.problems.iter().map(|p| p.message.clone()));
+    troubles.extend(Some(no_node(observed, placement)).filter(|m| !m.is_empty()));
+    let mut pending = None;
+    for instance in instances.iter().filter(|i| !ready(i)) {
+        let (reason, words) = why_not_ready(observed, instance, entry(&instance.name));
+        pending = pending.or(reason);
+        troubles.push(format!("{}: {words}", instance.name));
+    }
+
+    let primary_serves = available(observed, Some(primary));
+    let (reason, message) =
+        if ready_count == usize::try_from(desired).unwrap_or(0) && troubles.is_empty() {
+            let region = instances
+                .iter()
+                .find(|i| i.name == primary)
+                .map(|i| i.place.region.as_str())
+                .unwrap_or_default();
+            (
+                reasons::AS_SPECIFIED,
+                format!("{summary} instances ready; {primary} in region {region} is primary"),
+            )
+        } else {
+            let reason = if !lawful.problems.is_empty() {
+                lawful
+                    .problems
+                    .first()
+                    .map_or(reasons::UNKNOWN, |p| p.reason)
+            } else if !failed.is_empty() {
+                reasons::INSTANCE_FAILED
+            } else if !placement.waiting.is_empty() {
+                reasons::NO_LAWFUL_NODE
+            } else if let Some(reason) = pending {
+                reason
+            } else if primary_serves.status == Some(true) {
+                reasons::DEGRADED
+            } else {
+                reasons::STARTING
+            };
+            (
+                reason,
+                format!("{summary} instances ready; {}", troubles.join("; ")),
+            )
+        };
+    let all_well = reason == reasons::AS_SPECIFIED;
+    let stalled = !lawful.problems.is_empty() || !failed.is_empty();
+    let verdicts = vec![
+        Verdict::new(conditions::READY, all_well, reason, message.clone()),
+        Verdict::new(
+            conditions::RECONCILING,
+            !all_well && !stalled,
+            reason,
+            if all_well || stalled {
+                String::new()
+            } else {
+                message.clone()
+            },
+        ),
+        Verdict::new(
+            conditions::STALLED,
+            stalled,
+            reason,
+            if stalled { message } else { String::new() },
+        ),
+        primary_serves,
+        resident(observed, Some(lawful)),
+        durable(observed, Some(primary)),
+    ];
+    Draft {
+        verdicts,
+        summary: Some(summary),
+        term: Some(term),
+        primary: Some(primary.to_owned()),
+        system_identifier: status.system_identifier.clone().or_else(|| {
+            status
+                .instances
+                .iter()
+                .find(|i| i.name == primary)
+                .and_then(|i| i.system_identifier.clone())
+        }),
+        instances: instances.iter().map(where_is).collect(),
+    }
+}
+
+fn where_is(instance: &Instance<'_>) -> InstanceStatus {
+    let node = instance
+        .pod
+        .and_then(|p| p.spec.as_ref())
+        .and_then(|s| s.node_name.clone());
+    InstanceStatus {
+        name: instance.name.clone(),
+        region: Some(instance.place.region.clone()),
+        zone: Some(instance.place.zone.clone()).filter(|z| !z.is_empty()),
+        node,
+        ..Default::default()
+    }
+}
+
+/// Why an instance isn't ready: by the most telling witness there is.
+fn why_not_ready(
+    observed: &Observed,
+    instance: &Instance<'_>,
+    entry: Option<&InstanceStatus>,
+) -> (Option<&'static str>, String) {
+    let Some(pod) = instance.pod else {
+        return (None, "its pod is being made".to_owned());
+    };
+    if pod.metadata.deletion_timestamp.is_some() {
+        return (None, "its pod is ending".to_owned());
+    }
+    let status = pod.status.clone().unwrap_or_default();
+    let unscheduled = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    if let Some(condition) = unscheduled {
+        let there = observed.nodes.iter().any(|n| {
+            n.usable
+                && locate(n, observed.regions.iter().map(AsRef::as_ref)).region()
+                    == Some(instance.place.region.as_str())
+        });
+        if !there {
+            let words = format!(
+                "waits for a node in region {}: no usable node is verified to be there, and nothing is placed elsewhere",
+                instance.place.region
+            );
+            return (Some(reasons::NO_LAWFUL_NODE), words);
+        }
+        let words = format!(
+            "can't be scheduled: {}",
+            condition.message.as_deref().unwrap_or("no reason given")
+        );
+        return (Some(reasons::UNSCHEDULABLE), words);
+    }
+    let containers = status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .chain(status.container_statuses.iter().flatten());
+    for container in containers {
+        let waiting = container
+            .state
+            .as_ref()
+            .and_then(|s| s.waiting.as_ref())
+            .and_then(|w| w.reason.as_deref());
+        match waiting {
+            // The two alternate every few seconds; one word for both keeps the status still.
+            Some("ErrImagePull" | "ImagePullBackOff") => {
+                return (None, format!("image {} can't be pulled", container.image));
+            }
+            Some(
+                reason @ ("CrashLoopBackOff"
+                | "CreateContainerConfigError"
+                | "CreateContainerError"
+                | "InvalidImageName"),
+            ) => {
+                return (
+                    None,
+                    format!("container {} waits: {reason}", container.name),
+                );
+            }
+            _ => {}
+        }
+    }
+    let said = entry
+        .and_then(|e| e.message.as_deref())
+        .filter(|m| !m.is_empty());
+    (None, said.unwrap_or("starting").to_owned())
+}
+
+/// Whether writes are accepted.
+fn available(observed: &Observed, primary: Option<&str>) -> Verdict {
+    let Some(primary) = primary else {
+        return Verdict::new(
+            conditions::AVAILABLE,
+            false,
+            reasons::NO_PRIMARY,
+            "there is no primary yet",
+        );
+    };
+    let pod = observed.pods.iter().find(|p| p.name_any() == primary);
+    let serves = observed
+        .store
+        .status
+        .iter()
+        .flat_map(|s| &s.instances)
+        .any(|e| {
+            e.name == primary && e.role == Some(InstanceRole::Primary) && e.ready == Some(true)
+        });
+    if serves && pod_ready(pod) {
+        Verdict::new(
+            conditions::AVAILABLE,
+            true,
+            reasons::AS_SPECIFIED,
+            format!("{primary} accepts writes"),
+        )
+    } else {
+        Verdict::new(
+            conditions::AVAILABLE,
+            false,
+            reasons::NO_PRIMARY,
+            format!("primary {primary} does not serve"),
+        )
+    }
+}
+
+/// Whether every running copy is on a node that is where the copy may be.
+fn resident(observed: &Observed, lawful: Option<&Lawful>) -> Verdict {
+    let Some(lawful) = lawful else {
+        return Verdict::unknown(
+            conditions::RESIDENT,
+            reasons::UNKNOWN,
+            "not checked while the store is not worked on; see Ready",
+        );
+    };
+    let data = data_of_instance(desired(observed));
+    let mut outside = Vec::new();
+    let mut unsure = Vec::new();
+    for pod in &observed.pods {
+        let Some(node_name) = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) else {
+            continue;
+        };
+        let name = pod.name_any();
+        let Some(node) = observed.nodes.iter().find(|n| n.name == node_name) else {
+            unsure.push(format!(
+                "{name} is bound to node {node_name}, which is not known"
+            ));
+            continue;
+        };
+        match locate(node, observed.regions.iter().map(AsRef::as_ref)) {
+            Whereabouts::In(region) => {
+                if let Err(refusal) = lawful.permissions.check(data, &region) {
+                    outside.push(format!("{name} is on node {node_name}: {refusal}"));
+                }
+            }
+            Whereabouts::Unclaimed => outside.push(format!(
+                "{name} is on node {node_name}, which is in no Region"
+            )),
+            Whereabouts::Disputed(regions) => outside.push(format!(
+                "{name} is on node {node_name}, which Regions {} dispute",
+                regions.join(", ")
+            )),
+        }
+    }
+    outside.sort();
+    unsure.sort();
+    if !outside.is_empty() {
+        Verdict::new(
+            conditions::RESIDENT,
+            false,
+            reasons::OUTSIDE,
+            outside.join("; "),
+        )
+    } else if !unsure.is_empty() {
+        Verdict::unknown(conditions::RESIDENT, reasons::UNKNOWN, unsure.join("; "))
+    } else {
+        let policy = lawful.permissions.policy();
+        Verdict::new(
+            conditions::RESIDENT,
+            true,
+            reasons::AS_SPECIFIED,
+            format!("every copy is where ResidencyPolicy {policy} permits"),
+        )
+    }
+}
+
+/// Whether a commit survives the loss of an instance.
+fn durable(observed: &Observed, primary: Option<&str>) -> Verdict {
+    let says = primary.and_then(|p| {
+        observed
+            .store
+            .status
+            .iter()
+            .flat_map(|s| &s.instances)
+            .find(|e| e.name == p)
+    });
+    let alive =
+        primary.is_some_and(|p| pod_ready(observed.pods.iter().find(|pod| pod.name_any() == p)));
+    match says.and_then(|e| e.durable).filter(|_| alive) {
+        Some(true) => Verdict::new(
+            conditions::DURABLE,
+            true,
+            reasons::AS_SPECIFIED,
+            "a commit is acknowledged only once enough standbys have flushed it",
+        ),
+        Some(false) => Verdict::new(
+            conditions::DURABLE,
+            false,
+            reasons::STANDBYS_MISSING,
+            "too few standbys stream from the primary",
+        ),
+        None => Verdict::new(
+            conditions::DURABLE,
+            false,
+            reasons::NO_PRIMARY,
+            "no primary serves",
+        ),
+    }
+}

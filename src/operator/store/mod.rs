@@ -1,0 +1,196 @@
+//! The controller of `PrivacyDataStore`.
+//!
+//! A pass reads as its modules: [`observe`] → [`validate`] → [`plan`] → [`apply`] → [`report`]. Only the
+//! first and the last two hold a client.
+//! Never decides a failover, and is never needed for a store to keep serving.
+
+pub mod apply;
+pub mod assess;
+pub mod build;
+pub mod certificates;
+pub mod kinds;
+pub mod observe;
+pub mod plan;
+pub mod report;
+pub mod validate;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Patch, PatchParams};
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::controller::{Action, Config};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Controller, watcher};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::context::{Context, Triggers, bounded};
+use crate::api::conditions::{self, Verdict, reasons};
+use crate::api::{PrivacyDataStore, labels};
+
+/// A store as it comes: perhaps not understood.
+type Guarded = DeserializeGuard<PrivacyDataStore>;
+
+/// Every store is looked at this often even if nothing was heard: certificates age, and a namespace's labels
+/// aren't watched. Reads only.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Stores reconciled at the same time.
+const CONCURRENCY: u16 = 8;
+
+/// A pass that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The world couldn't be read, or the status not written.
+    #[error("{0:#}")]
+    Io(#[from] anyhow::Error),
+    /// A step didn't succeed.
+    #[error(transparent)]
+    Apply(#[from] apply::ApplyError),
+}
+
+/// Runs until the process ends.
+pub async fn run(ctx: Arc<Context>, triggers: Triggers) {
+    let client = ctx.client.clone();
+    let ours = watcher::Config::default()
+        .labels(&format!(
+            "{}={}",
+            labels::MANAGED_BY,
+            labels::MANAGED_BY_VALUE
+        ))
+        .timeout(60);
+    let children = |_: ()| ours.clone();
+    let all = Api::<Guarded>::all(client.clone());
+    let by_label = |object: PartialObjectMeta<PersistentVolumeClaim>| {
+        let name = object.labels().get(labels::STORE).cloned();
+        name.zip(object.namespace())
+            .map(|(name, ns)| ObjectRef::<Guarded>::new(&name).within(&ns))
+    };
+    let stores = Controller::new(all, watcher::Config::default().timeout(60));
+    let cache = stores.store();
+    stores
+        .owns(
+            Api::<PartialObjectMeta<Pod>>::all(client.clone()),
+            children(()),
+        )
+        .owns(
+            Api::<PartialObjectMeta<Service>>::all(client.clone()),
+            children(()),
+        )
+        .owns(
+            Api::<PartialObjectMeta<Secret>>::all(client.clone()),
+            children(()),
+        )
+        .owns(
+            Api::<PartialObjectMeta<EndpointSlice>>::all(client.clone()),
+            children(()),
+        )
+        .watches(
+            Api::<PartialObjectMeta<PersistentVolumeClaim>>::all(client),
+            children(()),
+            by_label,
+        )
+        .reconcile_all_on(triggers.stream())
+        .with_config(
+            Config::default()
+                .concurrency(CONCURRENCY)
+                .debounce(Duration::from_millis(50)),
+        )
+        .run(reconcile, on_error, ctx)
+        .for_each(|outcome| async move {
+            // Failures are logged where they happen; an object that is gone meanwhile is no failure.
+            drop(outcome);
+        })
+        .await;
+    drop(cache);
+}
+
+async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let (name, namespace) = (guarded.name_any(), guarded.namespace().unwrap_or_default());
+    if let Err(error) = &guarded.0 {
+        complain(&ctx, &namespace, &name, &error.to_string()).await?;
+        return Ok(Action::await_change());
+    }
+    let Some(observed) = observe::observe(&ctx, &namespace, &name).await? else {
+        return Ok(Action::await_change());
+    };
+    let now = jiff::Timestamp::now();
+    let plan = plan::plan(&observed, &ctx.settings, now);
+    let applied = apply::apply(&ctx, &observed.store, &plan.steps).await;
+    let mut draft = plan.draft;
+    if let Err(error) = &applied {
+        blame(&mut draft, error);
+    }
+    let gone = plan
+        .steps
+        .iter()
+        .any(|s| matches!(s, plan::Step::RemoveFinalizer))
+        && applied.is_ok();
+    if !gone {
+        report::report(&ctx, &observed.store, &draft, now).await?;
+    }
+    applied?;
+    ctx.metrics.reconciled(&namespace, &name);
+    Ok(Action::requeue(RESYNC))
+}
+
+/// What a failed step means for the conditions.
+fn blame(draft: &mut assess::Draft, error: &apply::ApplyError) {
+    let taken = error.reason == reasons::NAME_TAKEN;
+    for verdict in &mut draft.verdicts {
+        let status = match verdict.kind {
+            conditions::READY => false,
+            conditions::RECONCILING => !taken,
+            conditions::STALLED => taken,
+            _ => continue,
+        };
+        *verdict = Verdict::new(verdict.kind, status, error.reason, error.to_string());
+    }
+}
+
+fn on_error(guarded: Arc<Guarded>, error: &Error, ctx: Arc<Context>) -> Action {
+    let (name, namespace) = (guarded.name_any(), guarded.namespace().unwrap_or_default());
+    let failures = ctx.metrics.failed(&namespace, &name);
+    tracing::warn!(store = %name, %namespace, failures, %error, "reconcile failed");
+    // 1, 2, 4, … 64 s: a store that can't be mended by trying costs little.
+    Action::requeue(Duration::from_secs(1 << failures.saturating_sub(1).min(6)))
+}
+
+/// Says on a store that can't be understood that it can't, without touching anything else of it.
+async fn complain(ctx: &Context, namespace: &str, name: &str, error: &str) -> anyhow::Result<()> {
+    let resource = kube::core::ApiResource::erase::<PrivacyDataStore>(&());
+    let api: Api<kube::api::DynamicObject> =
+        Api::namespaced_with(ctx.client.clone(), namespace, &resource);
+    let Some(object) = bounded("read the store", api.get_opt(name)).await? else {
+        return Ok(());
+    };
+    let old: Vec<Condition> =
+        serde_json::from_value(object.data["status"]["conditions"].clone()).unwrap_or_default();
+    let message = format!("this object can't be understood, and is left alone: {error}");
+    let verdicts = [
+        Verdict::new(conditions::READY, false, reasons::INVALID, message.clone()),
+        Verdict::new(conditions::STALLED, true, reasons::INVALID, message),
+    ];
+    let new = conditions::merge(
+        &old,
+        &verdicts,
+        object.meta().generation,
+        jiff::Timestamp::now(),
+    );
+    if new == old {
+        return Ok(());
+    }
+    let patch = json!({ "metadata": { "uid": object.uid() }, "status": { "conditions": new } });
+    bounded(
+        "write the status",
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)),
+    )
+    .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

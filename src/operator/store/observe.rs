@@ -1,0 +1,139 @@
+//! Reads the world of one store into a plain struct.
+//!
+//! Owns every read that a pass makes. Nodes, Regions and policies come from caches that watches keep; what
+//! belongs to the store is listed afresh, since a stale view of one's own children is how controllers delete
+//! what they should not.
+//! Never writes, and never decides. Keys and passwords stay in here and in `apply`: [`Observed`] only says
+//! whether they exist and how long they last.
+
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod, Secret};
+use kube::api::{DynamicObject, ListParams};
+use kube::{Api, ResourceExt};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::certificates;
+use super::kinds::ChildKind;
+use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, labels, names};
+use crate::operator::context::{Context, bounded};
+use crate::residency::NodeFacts;
+
+/// What a pass knows.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The store as it is now, not as the cache had it.
+    pub store: Arc<PrivacyDataStore>,
+    /// Labels of its namespace.
+    pub namespace_labels: BTreeMap<String, String>,
+    /// The policy it refers to, if it exists.
+    pub policy: Option<Arc<ResidencyPolicy>>,
+    /// Every Region.
+    pub regions: Vec<Arc<Region>>,
+    /// Every node.
+    pub nodes: Vec<NodeFacts>,
+    /// The store's pods.
+    pub pods: Vec<Pod>,
+    /// The store's volume claims, also those retained from an earlier store of this name.
+    pub claims: Vec<PersistentVolumeClaim>,
+    /// The store's other objects, by kind and name.
+    pub children: BTreeMap<(ChildKind, String), DynamicObject>,
+    /// The certificate authority, if there is one.
+    pub authority: Option<certificates::Facts>,
+    /// Instances' certificates, by instance.
+    pub certificates: BTreeMap<String, certificates::Facts>,
+    /// Hash annotation of the application's Secret, if it exists.
+    pub app_secret: Option<String>,
+    /// The names of Secrets of this store that exist, with their uids.
+    pub secrets: BTreeMap<String, String>,
+}
+
+/// Reads everything. `None`: the store is gone.
+///
+/// # Errors
+/// If a read fails or takes too long; nothing has been changed then.
+pub async fn observe(
+    ctx: &Context,
+    namespace: &str,
+    name: &str,
+) -> anyhow::Result<Option<Observed>> {
+    let stores: Api<PrivacyDataStore> = Api::namespaced(ctx.client.clone(), namespace);
+    let Some(store) = bounded("get the store", stores.get_opt(name)).await? else {
+        return Ok(None);
+    };
+    let ours = ListParams::default().labels(&format!("{}={name}", labels::STORE));
+
+    let namespaces: Api<Namespace> = Api::all(ctx.client.clone());
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(ctx.client.clone(), namespace);
+    let secrets: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
+    let (namespace_object, pods, claims, secrets) = tokio::try_join!(
+        bounded("get the namespace", namespaces.get_opt(namespace)),
+        bounded("list pods", pods.list(&ours)),
+        bounded("list volume claims", claims.list(&ours)),
+        bounded("list Secrets", secrets.list(&ours)),
+    )?;
+
+    let mut children = BTreeMap::new();
+    for kind in ChildKind::ALL {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(ctx.client.clone(), namespace, &kind.resource());
+        for object in bounded("list children", api.list(&ours)).await? {
+            children.insert((kind, object.name_any()), object);
+        }
+    }
+
+    let mut observed = Observed {
+        namespace_labels: namespace_object
+            .map(|n| n.labels().clone())
+            .unwrap_or_default(),
+        policy: ctx
+            .policies
+            .state()
+            .into_iter()
+            .find(|p| p.name_any() == store.spec.residency_policy_ref.name),
+        regions: sorted(ctx.regions.state()),
+        nodes: ctx.node_facts(),
+        pods: pods.items,
+        claims: claims.items,
+        children,
+        authority: None,
+        certificates: BTreeMap::new(),
+        app_secret: None,
+        secrets: BTreeMap::new(),
+        store: Arc::new(store),
+    };
+    for secret in secrets {
+        observed.note_secret(name, &secret);
+    }
+    Ok(Some(observed))
+}
+
+impl Observed {
+    /// Keeps of a Secret what planning needs, and nothing that is secret.
+    fn note_secret(&mut self, store: &str, secret: &Secret) {
+        let secret_name = secret.name_any();
+        self.secrets
+            .insert(secret_name.clone(), secret.uid().unwrap_or_default());
+        if secret_name == names::app_secret(store) {
+            self.app_secret = Some(
+                secret
+                    .annotations()
+                    .get(super::build::HASH)
+                    .cloned()
+                    .unwrap_or_default(),
+            );
+        } else if secret_name == names::ca_secret(store) {
+            self.authority = certificates::facts(secret, "ca.crt");
+        } else if let Some(instance) = secret.labels().get(labels::INSTANCE) {
+            if let Some(facts) = certificates::facts(secret, "tls.crt") {
+                self.certificates.insert(instance.clone(), facts);
+            }
+        }
+    }
+}
+
+/// Caches iterate in random order; decisions must not depend on it.
+fn sorted(mut regions: Vec<Arc<Region>>) -> Vec<Arc<Region>> {
+    regions.sort_by_key(|r| r.name_any());
+    regions
+}
