@@ -12,6 +12,8 @@
 //! - `cli`: `kubectl domicile`
 
 pub mod api;
+pub mod cli;
+pub mod instance;
 pub mod operator;
 pub mod placement;
 pub mod residency;

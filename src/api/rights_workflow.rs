@@ -352,15 +352,10 @@ pub struct RedisTarget {
 
     /// Keys with a placeholder, such as "profile:{customerId}", and '*' for any characters, such as
     /// "session:{customerId}:*".
-    #[schemars(
-        length(min = 1, max = 32),
-        inner(
-            length(min = 3, max = 256),
-            regex(pattern = r"^[^{}?\[\]\\]*(\{[a-z][A-Za-z0-9]*\}[^{}?\[\]\\]*){1,4}$")
-        )
-    )]
+    #[schemars(length(min = 1, max = 32), inner(length(min = 3, max = 256)))]
     #[x_kube(
         merge_strategy = ListMerge::Set,
+        validation = Rule::new(r"self.all(k, k.matches(r'^[^{}?\[\]\\]*([{][a-z][A-Za-z0-9]*[}][^{}?\[\]\\]*){1,4}$'))").message("a key has one to four placeholders such as {customerId}, since it would match everybody without, and none of '?', '[', ']' and '\\' nor other braces"),
         validation = Rule::new("self.all(k, !k.contains('*{') && !k.contains('}*') && !k.contains('}{'))").message("put a separator between a placeholder and '*' or another placeholder: \"session:{customerId}*\" for 12 would also erase the sessions of 123, \"session:{customerId}:*\" doesn't")
     )]
     pub keys: Vec<String>,
@@ -459,15 +454,10 @@ pub struct NatsTarget {
     pub stream: String,
 
     /// Subjects with a placeholder, such as "orders.{customerId}.>"; '*' stands for one token, '>' for the rest.
-    #[schemars(
-        length(min = 1, max = 32),
-        inner(
-            length(min = 3, max = 256),
-            regex(pattern = r"^[^{}\s]*(\{[a-z][A-Za-z0-9]*\}[^{}\s]*){1,4}$")
-        )
-    )]
+    #[schemars(length(min = 1, max = 32), inner(length(min = 3, max = 256)))]
     #[x_kube(
         merge_strategy = ListMerge::Set,
+        validation = Rule::new(r"self.all(k, k.matches(r'^[^{}\s]*([{][a-z][A-Za-z0-9]*[}][^{}\s]*){1,4}$'))").message("a subject has one to four placeholders such as {customerId}, since it would match everybody without, and no blanks or other braces"),
         validation = Rule::new("self.all(k, !k.contains('}{'))").message("put a separator between two placeholders, or two people may share a subject")
     )]
     pub subjects: Vec<String>,
@@ -542,11 +532,11 @@ pub struct Topic {
 
     /// Key of the person's records, with a placeholder, such as "customer-{customerId}". For Tombstone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 3, max = 256),
-        regex(pattern = r"^[^{}]*(\{[a-z][A-Za-z0-9]*\}[^{}]*){1,4}$")
+    #[schemars(length(min = 3, max = 256))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[^{}]*([{][a-z][A-Za-z0-9]*[}][^{}]*){1,4}$')").message("a key has one to four placeholders such as {customerId}, since it would be everybody's without, and no other braces"),
+        validation = Rule::new("!self.contains('}{')").message("put a separator between two placeholders, or two people may share a key")
     )]
-    #[x_kube(validation = Rule::new("!self.contains('}{')").message("put a separator between two placeholders, or two people may share a key"))]
     pub key: Option<String>,
 }
 
@@ -594,30 +584,20 @@ pub struct S3Target {
 
     /// Prefixes of the person's objects, with a placeholder and a separator at the end: "uploads/{customerId}/".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 32),
-        inner(
-            length(min = 3, max = 256),
-            regex(pattern = r"^[^{}]*(\{[a-z][A-Za-z0-9]*\}[^{}]*){1,4}$")
-        )
-    )]
+    #[schemars(length(max = 32), inner(length(min = 3, max = 256)))]
     #[x_kube(
         merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(k, k.matches('^[^{}]*([{][a-z][A-Za-z0-9]*[}][^{}]*){1,4}$'))").message("a prefix has one to four placeholders such as {customerId}, since it would be everybody's without, and no other braces"),
         validation = Rule::new("self.all(k, !k.endsWith('}') && !k.contains('}{'))").message("end a prefix with a separator, and put one between two placeholders: \"uploads/{customerId}\" for 12 would also erase the uploads of 123, \"uploads/{customerId}/\" doesn't")
     )]
     pub prefixes: Vec<String>,
 
     /// Full names of the person's objects, with a placeholder: "avatars/{customerId}.png".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 32),
-        inner(
-            length(min = 3, max = 256),
-            regex(pattern = r"^[^{}]*(\{[a-z][A-Za-z0-9]*\}[^{}]*){1,4}$")
-        )
-    )]
+    #[schemars(length(max = 32), inner(length(min = 3, max = 256)))]
     #[x_kube(
         merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(k, k.matches('^[^{}]*([{][a-z][A-Za-z0-9]*[}][^{}]*){1,4}$'))").message("an object has one to four placeholders such as {customerId}, since it would be everybody's without, and no other braces"),
         validation = Rule::new("self.all(k, !k.contains('}{'))").message("put a separator between two placeholders, or two people may share an object")
     )]
     pub objects: Vec<String>,

@@ -39,7 +39,9 @@ pub async fn run(client: Client, namespace: &str, name: &str) -> anyhow::Result<
 async fn look(client: Client, namespace: &str, name: &str) -> anyhow::Result<Picture> {
     let stores: Api<PrivacyDataStore> = Api::namespaced(client.clone(), namespace);
     let Some(store) = stores.get_opt(name).await? else {
-        anyhow::bail!("there is no PrivacyDataStore {name} in namespace {namespace}; `kubectl get pds -A` lists all");
+        anyhow::bail!(
+            "there is no PrivacyDataStore {name} in namespace {namespace}; `kubectl get pds -A` lists all"
+        );
     };
     let policies: Api<ResidencyPolicy> = Api::all(client.clone());
     let regions: Api<Region> = Api::all(client.clone());
@@ -54,12 +56,21 @@ async fn look(client: Client, namespace: &str, name: &str) -> anyhow::Result<Pic
         Some(primary) => ask(&client, namespace, &primary).await,
         None => Err("there is no primary yet".to_owned()),
     };
-    Ok(Picture { store, permissions, primary })
+    Ok(Picture {
+        store,
+        permissions,
+        primary,
+    })
 }
 
 async fn ask(client: &Client, namespace: &str, pod: &str) -> Result<Status, String> {
-    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{}/proxy/status", names::HTTP_PORT);
-    let request = axum::http::Request::get(path).body(Vec::new()).map_err(|e| e.to_string())?;
+    let path = format!(
+        "/api/v1/namespaces/{namespace}/pods/{pod}:{}/proxy/status",
+        names::HTTP_PORT
+    );
+    let request = axum::http::Request::get(path)
+        .body(Vec::new())
+        .map_err(|e| e.to_string())?;
     match tokio::time::timeout(ASK, client.request::<Status>(request)).await {
         Ok(Ok(status)) => Ok(status),
         Ok(Err(kube::Error::Api(status))) if status.is_forbidden() => {
@@ -78,14 +89,44 @@ pub fn render(picture: &Picture) -> String {
     let mut out = String::new();
     let or = |value: Option<&str>| value.unwrap_or("-").to_owned();
     // Writing to a String can't fail.
-    let _ = writeln!(out, "{}/{}  {} instances ready", store.namespace().unwrap_or_default(), store.name_any(), or(status.summary.as_deref()));
-    let _ = writeln!(out, "  policy   {}{}", store.spec.residency_policy_ref.name, permitted(picture));
-    let term = status.term.map_or_else(|| "-".to_owned(), |t| t.to_string());
-    let _ = writeln!(out, "  primary  {} (term {term})", or(status.primary.as_deref()));
+    let _ = writeln!(
+        out,
+        "{}/{}  {} instances ready",
+        store.namespace().unwrap_or_default(),
+        store.name_any(),
+        or(status.summary.as_deref())
+    );
+    let _ = writeln!(
+        out,
+        "  policy   {}{}",
+        store.spec.residency_policy_ref.name,
+        permitted(picture)
+    );
+    let term = status
+        .term
+        .map_or_else(|| "-".to_owned(), |t| t.to_string());
+    let _ = writeln!(
+        out,
+        "  primary  {} (term {term})",
+        or(status.primary.as_deref())
+    );
     match picture.primary.as_ref().map(|p| p.synchronous.as_ref()) {
         Ok(Some(rule)) => {
-            let force = if rule.in_force { "" } else { ", NOT in force yet" };
-            let _ = writeln!(out, "  commits  wait for {} of {}{force}", rule.acks, if rule.members.is_empty() { "none".to_owned() } else { rule.members.join(", ") });
+            let force = if rule.in_force {
+                ""
+            } else {
+                ", NOT in force yet"
+            };
+            let _ = writeln!(
+                out,
+                "  commits  wait for {} of {}{force}",
+                rule.acks,
+                if rule.members.is_empty() {
+                    "none".to_owned()
+                } else {
+                    rule.members.join(", ")
+                }
+            );
         }
         Ok(None) => {}
         Err(why) => {
@@ -102,27 +143,62 @@ pub fn render(picture: &Picture) -> String {
 }
 
 fn permitted(picture: &Picture) -> String {
-    let Some(permissions) = &picture.permissions else { return "  (can't be read)".to_owned() };
+    let Some(permissions) = &picture.permissions else {
+        return "  (can't be read)".to_owned();
+    };
     let list = |data| permissions.regions(data).collect::<Vec<_>>().join(", ");
-    format!("  (primary: {}; standby: {})", list(Data::Primary), list(Data::Standby))
+    format!(
+        "  (primary: {}; standby: {})",
+        list(Data::Primary),
+        list(Data::Standby)
+    )
 }
 
 fn line(condition: &Condition) -> String {
-    let message = if condition.message.is_empty() { String::new() } else { format!("  {}", condition.message) };
-    format!("{:<12}{:<8}{}{message}", condition.type_, condition.status, condition.reason)
+    let message = if condition.message.is_empty() {
+        String::new()
+    } else {
+        format!("  {}", condition.message)
+    };
+    format!(
+        "{:<12}{:<8}{}{message}",
+        condition.type_, condition.status, condition.reason
+    )
 }
 
 fn table(picture: &Picture, instances: &[InstanceStatus]) -> String {
     let mut instances = instances.to_vec();
     instances.sort_by(|a, b| (&a.region, &a.zone, &a.name).cmp(&(&b.region, &b.zone, &b.name)));
-    let mut rows = vec![["REGION", "ZONE", "INSTANCE", "NODE", "ROLE", "READY", "REPLICATION", "LAG"].map(str::to_owned)];
+    let mut rows = vec![
+        [
+            "REGION",
+            "ZONE",
+            "INSTANCE",
+            "NODE",
+            "ROLE",
+            "READY",
+            "REPLICATION",
+            "LAG",
+        ]
+        .map(str::to_owned),
+    ];
     let mut last = None;
     for instance in &instances {
         let region = instance.region.clone().unwrap_or_else(|| "?".to_owned());
-        let replica = picture.primary.as_ref().ok().and_then(|p| p.replication.iter().find(|r| r.name == instance.name));
-        let role = instance.role.map_or_else(|| "-".to_owned(), |r| format!("{r:?}"));
+        let replica = picture
+            .primary
+            .as_ref()
+            .ok()
+            .and_then(|p| p.replication.iter().find(|r| r.name == instance.name));
+        let role = instance
+            .role
+            .map_or_else(|| "-".to_owned(), |r| format!("{r:?}"));
         rows.push([
-            if last.as_ref() == Some(&region) { String::new() } else { region.clone() },
+            if last.as_ref() == Some(&region) {
+                String::new()
+            } else {
+                region.clone()
+            },
             instance.zone.clone().unwrap_or_else(|| "-".to_owned()),
             instance.name.clone(),
             instance.node.clone().unwrap_or_else(|| "-".to_owned()),
@@ -160,10 +236,16 @@ fn lag(replica: &Replica) -> String {
 }
 
 fn columns<const N: usize>(rows: &[[String; N]]) -> String {
-    let widths: Vec<usize> = (0..N).map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..N)
+        .map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0))
+        .collect();
     let mut out = String::new();
     for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         let _ = writeln!(out, "  {}", cells.join("  ").trim_end());
     }
     out
@@ -172,7 +254,9 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::privacy_data_store::{InstanceRole, PrivacyDataStoreSpec, PrivacyDataStoreStatus};
+    use crate::api::privacy_data_store::{
+        InstanceRole, PrivacyDataStoreSpec, PrivacyDataStoreStatus,
+    };
     use crate::instance::status::Synchronous;
 
     #[test]
@@ -204,13 +288,27 @@ mod tests {
             ],
             ..Default::default()
         });
-        let replica = Replica { name: "consumers-2".into(), state: "streaming".into(), sync: "quorum".into(), lag_bytes: 2048, lag_seconds: Some(0.0012) };
+        let replica = Replica {
+            name: "consumers-2".into(),
+            state: "streaming".into(),
+            sync: "quorum".into(),
+            lag_bytes: 2048,
+            lag_seconds: Some(0.0012),
+        };
         let primary = Status {
-            synchronous: Some(Synchronous { acks: 1, members: vec!["consumers-2".into()], in_force: true }),
+            synchronous: Some(Synchronous {
+                acks: 1,
+                members: vec!["consumers-2".into()],
+                in_force: true,
+            }),
             replication: vec![replica],
             ..Status::default()
         };
-        let shown = render(&Picture { store, permissions: None, primary: Ok(primary) });
+        let shown = render(&Picture {
+            store,
+            permissions: None,
+            primary: Ok(primary),
+        });
         let expected = "\
 records/consumers  1/2 instances ready
   policy   records  (can't be read)

@@ -186,7 +186,10 @@ async fn make_room(root: &Path) -> Result<(), String> {
         let s = nix::sys::statvfs::statvfs(&root)?;
         let free = s.blocks_available() * s.fragment_size();
         if free < needed + needed / 5 {
-            info!(free, needed, "no room for two copies: the old one is removed first");
+            info!(
+                free,
+                needed, "no room for two copies: the old one is removed first"
+            );
             volume::aside(&root)?;
             volume::clear_leftover(&root)?;
         }
@@ -251,7 +254,9 @@ pub async fn try_parameters(tools: &Tools, asked: BTreeMap<String, String>) -> T
     }
     // Each alone is good, but not all together.
     if tried.refused.is_empty() || !accepts(tools, &tried.good).await {
-        tried.refused.extend(std::mem::take(&mut tried.good).into_keys());
+        tried
+            .refused
+            .extend(std::mem::take(&mut tried.good).into_keys());
     }
     tried
 }

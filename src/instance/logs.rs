@@ -71,9 +71,15 @@ impl Signs {
         // These words are the upstream's, passed on by the receiver; PostgreSQL has no code for them.
         let gone = (record.text.contains("requested WAL segment")
             && record.text.contains("has already been removed"))
-            || record.text.contains("can no longer get changes from replication slot")
-            || record.text.contains("can no longer access replication slot")
-            || record.text.contains("cannot read from physical replication slot")
+            || record
+                .text
+                .contains("can no longer get changes from replication slot")
+            || record
+                .text
+                .contains("can no longer access replication slot")
+            || record
+                .text
+                .contains("cannot read from physical replication slot")
             || record.text.contains("cannot read from replication slot");
         if record.backend == "walreceiver" && gone {
             self.wal_gone.store(true, Ordering::Relaxed);
@@ -261,7 +267,8 @@ mod tests {
 
     #[test]
     fn records() {
-        let r = parse("domicile 71 28P01 [client backend] FATAL:  password authentication failed").unwrap();
+        let r = parse("domicile 71 28P01 [client backend] FATAL:  password authentication failed")
+            .unwrap();
         assert_eq!(
             (r.pid, r.code, r.backend, r.severity),
             ("71", "28P01", "client backend", "FATAL")

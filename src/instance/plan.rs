@@ -253,7 +253,9 @@ fn wanted(seen: &Seen) -> Result<Mode, Step> {
                 );
             }
             if store.source != Source::Live {
-                return wait("waits for the API server: a store is initialised only with its consent");
+                return wait(
+                    "waits for the API server: a store is initialised only with its consent",
+                );
             }
             if !seen.credentials {
                 return wait("waits for the Secret with the application's credentials");
@@ -261,9 +263,13 @@ fn wanted(seen: &Seen) -> Result<Mode, Step> {
             Err(clear_or(seen, Step::InitDb))
         }
         Content::Empty => {
-            if store.source != Source::Live || !store.primary_ready || store.system_identifier.is_none()
+            if store.source != Source::Live
+                || !store.primary_ready
+                || store.system_identifier.is_none()
             {
-                return Err(Step::Wait(format!("waits for the primary {primary} to serve")));
+                return Err(Step::Wait(format!(
+                    "waits for the primary {primary} to serve"
+                )));
             }
             if !seen.certificate {
                 return wait("waits for the Secret with its certificate");
@@ -438,11 +444,7 @@ mod tests {
             ..known()
         };
         assert_eq!(
-            next(&seen(
-                "s-1",
-                Some(remembered.clone()),
-                cluster("7", false)
-            )),
+            next(&seen("s-1", Some(remembered.clone()), cluster("7", false))),
             Step::Start(Mode::Primary)
         );
         assert_eq!(

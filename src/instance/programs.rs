@@ -89,7 +89,11 @@ fn candidates(given: Option<&Path>) -> Vec<PathBuf> {
 
 /// `postgres (PostgreSQL) 15.18 (Debian …)` → (15, "15.18"). Also `17beta1`, as (17, "17beta1").
 fn parse_version(text: &str) -> Option<(u32, String)> {
-    let version = text.split_once("(PostgreSQL) ")?.1.split_whitespace().next()?;
+    let version = text
+        .split_once("(PostgreSQL) ")?
+        .1
+        .split_whitespace()
+        .next()?;
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     Some((digits.parse().ok()?, version.chars().take(32).collect()))
 }
@@ -100,9 +104,16 @@ pub fn command(dir: &Path, program: &str) -> Command {
     let mut command = Command::new(dir.join(program));
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if ["PG", "POSTGRES", "DOMICILE_", "KUBERNETES_", "LC_", "KUBECONFIG"]
-            .iter()
-            .any(|p| text.starts_with(p))
+        if [
+            "PG",
+            "POSTGRES",
+            "DOMICILE_",
+            "KUBERNETES_",
+            "LC_",
+            "KUBECONFIG",
+        ]
+        .iter()
+        .any(|p| text.starts_with(p))
         {
             command.env_remove(&name);
         }
@@ -130,7 +141,9 @@ pub async fn output(
     children: &Children,
 ) -> Result<String, String> {
     let run = async {
-        let child = children.spawn(command).map_err(|e| format!("can't be started: {e}"))?;
+        let child = children
+            .spawn(command)
+            .map_err(|e| format!("can't be started: {e}"))?;
         let _guard = children.guard(&child);
         let out = child.wait_with_output().await;
         out.map_err(|e| format!("can't be waited for: {e}"))
@@ -185,7 +198,10 @@ mod tests {
             v("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n"),
             Some((15, "15.18".into()))
         );
-        assert_eq!(v("postgres (PostgreSQL) 17beta1"), Some((17, "17beta1".into())));
+        assert_eq!(
+            v("postgres (PostgreSQL) 17beta1"),
+            Some((17, "17beta1".into()))
+        );
         assert_eq!(v("something else"), None);
     }
 

@@ -181,7 +181,7 @@ fn classify(title: &[u8], postmaster: &[u8]) -> Kind {
         // Forked, and not yet told what it is.
         return Kind::Unnamed;
     }
-    // "postgres: CLUSTER: walreceiver …"; 
+    // "postgres: CLUSTER: walreceiver …";
     if text
         .split([' ', '\0'])
         .any(|word| word == "walreceiver" || word == "wal_receiver")
@@ -222,7 +222,10 @@ mod tests {
     fn titles() {
         let postmaster = b"/usr/bin/postgres\0-D\0/data\0";
         let of = |t: &[u8]| classify(t, postmaster);
-        assert_eq!(of(b"postgres: s-2: walreceiver streaming 0/3000060\0\0"), Kind::Receiver);
+        assert_eq!(
+            of(b"postgres: s-2: walreceiver streaming 0/3000060\0\0"),
+            Kind::Receiver
+        );
         assert_eq!(of(b"postgres: s-2: walreceiver \0"), Kind::Receiver);
         assert_eq!(of(b"postgres: s-2: startup recovering 0001"), Kind::Other);
         assert_eq!(of(postmaster), Kind::Unnamed);

@@ -92,7 +92,9 @@ fn check(database: &Database) -> anyhow::Result<()> {
         || database.owner.starts_with("pg_")
         || ["postgres", "template0", "template1"].contains(&database.name.as_str())
     {
-        bail!("database.name or database.owner is a name of PostgreSQL's or Domicile's own: choose another");
+        bail!(
+            "database.name or database.owner is a name of PostgreSQL's or Domicile's own: choose another"
+        );
     }
     Ok(())
 }

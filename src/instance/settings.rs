@@ -425,11 +425,7 @@ mod tests {
 
     #[test]
     fn a_user_parameter_replaces_a_suggestion() {
-        let conf = rendered(
-            17,
-            &map(&[("tcp_keepalives_idle", "60")]),
-            &BTreeMap::new(),
-        );
+        let conf = rendered(17, &map(&[("tcp_keepalives_idle", "60")]), &BTreeMap::new());
         assert_eq!(value(&conf, "tcp_keepalives_idle"), Some("60"));
         assert_eq!(conf.matches("tcp_keepalives_idle").count(), 1);
     }
@@ -465,7 +461,10 @@ mod tests {
             .nth(1)
             .and_then(|s| s.split(']').next())
             .unwrap();
-        let names: Vec<_> = list.split(',').map(|n| n.trim().trim_matches('\'')).collect();
+        let names: Vec<_> = list
+            .split(',')
+            .map(|n| n.trim().trim_matches('\''))
+            .collect();
         assert!(names.len() > 40, "{names:?}");
         for name in names {
             assert!(RESERVED.contains(&name), "{name}");

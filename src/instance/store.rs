@@ -172,7 +172,10 @@ pub fn seen(store: &PrivacyDataStore, source: Source) -> StoreSeen {
         source,
         system_identifier: system_identifier(store).map(str::to_owned),
         any_identifier: status.system_identifier.is_some()
-            || status.instances.iter().any(|i| i.system_identifier.is_some()),
+            || status
+                .instances
+                .iter()
+                .any(|i| i.system_identifier.is_some()),
         primary_ready: primary_entry.is_some_and(|e| {
             e.ready == Some(true) && e.address.is_some() && e.system_identifier.is_some()
         }),
@@ -221,7 +224,10 @@ mod tests {
         assert_eq!(view.system_identifier.as_deref(), Some("7"));
         assert!(view.primary_ready);
         let up = upstream(&s, "s-2", 5432).unwrap();
-        assert_eq!((up.name.as_str(), up.address.to_string().as_str()), ("s-1", "10.0.0.1"));
+        assert_eq!(
+            (up.name.as_str(), up.address.to_string().as_str()),
+            ("s-1", "10.0.0.1")
+        );
         assert!(upstream(&s, "s-1", 5432).is_none());
         assert_eq!((desired(&s), listed(&s).len()), (3, 1));
     }

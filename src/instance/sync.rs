@@ -157,10 +157,7 @@ mod tests {
                 &Rule::default(),
             )
         };
-        assert_eq!(
-            rule(&since(&[])).render(),
-            r#"ANY 1 ("s-2", "s-3")"#
-        );
+        assert_eq!(rule(&since(&[])).render(), r#"ANY 1 ("s-2", "s-3")"#);
         assert_eq!(rule(&since(&[])), rule(&since(&[("s-2", 60)])));
     }
 
@@ -180,10 +177,7 @@ mod tests {
 
     #[test]
     fn the_listed_count_not_the_wished() {
-        assert_eq!(
-            others("s", "s-2", &set(&["s-2", "s-4"]), 3),
-            set(&["s-4"])
-        );
+        assert_eq!(others("s", "s-2", &set(&["s-2", "s-4"]), 3), set(&["s-4"]));
         // The primary isn't always the first slot.
         assert_eq!(others("s", "s-2", &set(&[]), 2), set(&["s-1"]));
     }
@@ -202,10 +196,7 @@ mod tests {
         let both = go(&[("s-2", 9), ("s-3", 5)], &one);
         assert_eq!(both.render(), r#"ANY 1 ("s-2", "s-3")"#);
         // A member that reconnected between two looks stays; one that is gone goes.
-        assert_eq!(
-            go(&[("s-3", 0)], &both).render(),
-            r#"ANY 1 ("s-3")"#
-        );
+        assert_eq!(go(&[("s-3", 0)], &both).render(), r#"ANY 1 ("s-3")"#);
         assert_eq!(go(&[], &both).render(), "");
     }
 

@@ -44,14 +44,16 @@ impl Certificate {
     pub fn read(dir: &Path) -> io::Result<Option<Self>> {
         let once = || -> io::Result<Option<Self>> {
             let read = |name| files::read_bounded(&dir.join(name), LIMIT);
-            Ok(match (read("ca.crt")?, read("tls.crt")?, read("tls.key")?) {
-                (Some(ca), Some(cert), Some(key))
-                    if !ca.is_empty() && !cert.is_empty() && !key.is_empty() =>
-                {
-                    Some(Self { ca, cert, key })
-                }
-                _ => None,
-            })
+            Ok(
+                match (read("ca.crt")?, read("tls.crt")?, read("tls.key")?) {
+                    (Some(ca), Some(cert), Some(key))
+                        if !ca.is_empty() && !cert.is_empty() && !key.is_empty() =>
+                    {
+                        Some(Self { ca, cert, key })
+                    }
+                    _ => None,
+                },
+            )
         };
         // The kubelet exchanges all files at once, but we read one after the other: a mixture of an old
         // certificate and a new key would make PostgreSQL refuse both.

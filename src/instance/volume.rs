@@ -327,10 +327,7 @@ mod tests {
         assert_eq!(id.id.len(), 5);
         assert_eq!(volume.identity().unwrap(), id);
         drop(volume);
-        assert_eq!(
-            Volume::open(dir.path()).unwrap().known_identity(),
-            Some(id)
-        );
+        assert_eq!(Volume::open(dir.path()).unwrap().known_identity(), Some(id));
     }
 
     #[test]

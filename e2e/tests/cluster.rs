@@ -1,0 +1,553 @@
+//! The product on the test bed, through the interface a user has.
+//!
+//! Needs a running test bed with the chart installed (`scripts/test` brings both up), hence the feature
+//! `cluster`. One test at a time: they share the nodes.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::harness::{Harness, PATIENCE, Scope, condition, instances, wait_for};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{
+    Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+const SAMPLE: [(&str, i32); 2] = [("us-west", 2), ("us-east", 1)];
+
+/// Waits until `sql` on `instance` gives `wanted`. Replay on a standby is asynchronous, and PostgreSQL has no
+/// event for it: asked again, bounded.
+async fn sql_until(scope: &Scope, instance: &str, sql: &str, wanted: &str) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let got = scope.sql(instance, "app", sql).await;
+        match got {
+            Ok(ref got) if got == wanted => return Ok(()),
+            _ if tokio::time::Instant::now() > deadline => {
+                anyhow::bail!("{instance}: {sql} gives {got:?} instead of {wanted} after 60 s")
+            }
+            _ => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_store_is_placed_as_asked_and_rows_reach_every_standby() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-created").await?;
+    scope
+        .apply(&scope.manifest("consumers", &SAMPLE, |_| {}))
+        .await?;
+    let store = scope.wait_ready("consumers").await?;
+
+    let all = instances(&store)?;
+    let regions: Vec<&str> = all.iter().map(|i| i.1.as_str()).collect();
+    assert_eq!(regions, ["us-west", "us-west", "us-east"]);
+    let zones: BTreeSet<&str> = all.iter().map(|i| i.2.as_str()).collect();
+    assert_eq!(zones.len(), 3, "spread over zones: {all:?}");
+    for (name, region, zone, node, ..) in &all {
+        let found = Api::<Node>::all(harness.client()).get(node).await?;
+        assert_eq!(
+            found.labels()["node-restriction.kubernetes.io/domicile-region"],
+            *region,
+            "{name}"
+        );
+        assert_eq!(
+            found.labels()["topology.kubernetes.io/zone"],
+            *zone,
+            "{name}"
+        );
+        let claim = scope.api::<PersistentVolumeClaim>().get(name).await?;
+        let volume = claim
+            .spec
+            .and_then(|s| s.volume_name)
+            .context("an unbound claim")?;
+        let volume = Api::<PersistentVolume>::all(harness.client())
+            .get(&volume)
+            .await?;
+        let affinity = serde_json::to_string(&volume.spec.and_then(|s| s.node_affinity))?;
+        assert!(
+            affinity.contains(&format!("\"{node}\"")),
+            "the volume of {name} is where its pod is: {affinity}"
+        );
+    }
+
+    scope.client("east", "us-east-1", "consumers").await?;
+    scope.client_sql("east", "create table seen (id int primary key, note text); insert into seen select i, 'row ' || i from generate_series(1, 1000) i").await?;
+    assert_eq!(
+        scope
+            .client_sql("east", "select count(*) from seen")
+            .await?,
+        "1000"
+    );
+    for (name, ..) in &all {
+        sql_until(
+            &scope,
+            name,
+            "select count(*), sum(id) from seen",
+            "1000|500500",
+        )
+        .await?;
+    }
+    // Through the -rw and -ro Services as well, each leading where its name says.
+    let through = |service: &str, sql: &str| {
+        format!(
+            "export PGPASSWORD=$(cat /etc/domicile/consumers/password); exec psql \"host={service} user=app dbname=app sslmode=verify-full sslrootcert=/etc/domicile/consumers/ca.crt\" -XAtq -c \"{sql}\""
+        )
+    };
+    for (service, standby) in [("consumers-rw", "f"), ("consumers-ro", "t")] {
+        let command = through(service, "select pg_is_in_recovery()");
+        let got = harness
+            .bed
+            .exec(&scope.namespace, "east", &["sh", "-c", &command])
+            .await?;
+        assert_eq!(got.trim(), standby, "{service}");
+    }
+
+    // What the promise rests on is really in force.
+    let rule = scope
+        .sql("consumers-1", "postgres", "show synchronous_standby_names")
+        .await?;
+    assert!(
+        rule.starts_with("ANY 1 ") && rule.contains("consumers-2") && rule.contains("consumers-3"),
+        "{rule}"
+    );
+    assert_eq!(
+        scope
+            .sql("consumers-1", "postgres", "show data_checksums")
+            .await?,
+        "on"
+    );
+    assert_eq!(scope.sql("consumers-1", "postgres", "select count(*) from pg_stat_ssl s join pg_stat_replication r using (pid) where s.ssl").await?, "2");
+    assert_eq!(
+        scope
+            .sql(
+                "consumers-1",
+                "postgres",
+                "select count(*) from pg_replication_slots where active and slot_type = 'physical'"
+            )
+            .await?,
+        "2"
+    );
+
+    // Nobody gets in without TLS, and the superuser not at all over the network.
+    for (options, said) in [
+        ("user=app sslmode=disable", "no encryption"),
+        ("user=postgres sslmode=require", "pg_hba.conf rejects"),
+    ] {
+        let command = format!(
+            "PGPASSWORD=x psql 'host=consumers-rw dbname=app {options}' -c 'select 1' 2>&1; true"
+        );
+        let got = harness
+            .bed
+            .exec(&scope.namespace, "east", &["sh", "-c", &command])
+            .await?;
+        assert!(got.contains(said), "{options}: {got}");
+    }
+    scope.remove().await
+}
+
+#[tokio::test]
+async fn a_standby_and_the_primary_come_back_on_their_volumes() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-pods").await?;
+    scope
+        .apply(&scope.manifest("consumers", &SAMPLE, |_| {}))
+        .await?;
+    scope.wait_ready("consumers").await?;
+    scope.sql("consumers-1", "app", "create table seen (id int primary key); insert into seen select generate_series(1, 100)").await?;
+    let claims = || async {
+        let all = scope
+            .api::<PersistentVolumeClaim>()
+            .list(&ListParams::default())
+            .await?;
+        anyhow::Ok(
+            all.iter()
+                .map(|c| (c.name_any(), c.uid()))
+                .collect::<BTreeSet<_>>(),
+        )
+    };
+    let before = claims().await?;
+
+    for (pod, grace) in [
+        ("consumers-3", None),
+        ("consumers-2", Some(0)),
+        ("consumers-1", None),
+        ("consumers-1", Some(0)),
+    ] {
+        let old = scope
+            .sql(
+                pod,
+                "postgres",
+                "select system_identifier from pg_control_system()",
+            )
+            .await?;
+        scope.replace_pod(pod, grace).await?;
+        scope
+            .wait("consumers", PATIENCE, |s| {
+                condition(s, "Ready").is_some_and(|c| c.0 == "True")
+                    && s.data["status"]["primary"] == "consumers-1"
+            })
+            .await
+            .with_context(|| format!("after the loss of {pod}"))?;
+        assert_eq!(
+            scope
+                .sql(
+                    pod,
+                    "postgres",
+                    "select system_identifier from pg_control_system()"
+                )
+                .await?,
+            old
+        );
+        // A write goes through with synchronous replication, and reaches the one that came back.
+        scope
+            .sql(
+                "consumers-1",
+                "app",
+                "insert into seen select max(id) + 1 from seen",
+            )
+            .await?;
+        let count = scope
+            .sql("consumers-1", "app", "select count(*) from seen")
+            .await?;
+        sql_until(&scope, pod, "select count(*) from seen", &count).await?;
+    }
+    assert_eq!(
+        scope
+            .sql("consumers-1", "app", "select count(*) from seen")
+            .await?,
+        "104"
+    );
+    assert_eq!(claims().await?, before, "the same volumes");
+
+    // A lost volume of a standby is made again by cloning.
+    scope
+        .api::<PersistentVolumeClaim>()
+        .delete("consumers-3", &DeleteParams::default())
+        .await?;
+    scope.replace_pod("consumers-3", None).await?;
+    scope.wait_ready("consumers").await?;
+    sql_until(&scope, "consumers-3", "select count(*) from seen", "104").await?;
+    assert_ne!(claims().await?, before);
+    scope.remove().await
+}
+
+#[tokio::test]
+async fn an_operator_killed_in_mid_creation_leaks_nothing() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-killed").await?;
+    let operators: Api<Pod> = Api::namespaced(harness.client(), "domicile-system");
+    let killed = DeleteParams {
+        grace_period_seconds: Some(0),
+        ..DeleteParams::default()
+    };
+    // Killed at different depths: after the first Secret, after the first volume claim, after the first pod.
+    for (n, depth) in ["secret", "claim", "pod"].iter().enumerate() {
+        let store = format!("killed{n}");
+        scope
+            .apply(&scope.manifest(&store, &SAMPLE, |_| {}))
+            .await?;
+        let first = format!("{store}-1");
+        match *depth {
+            "secret" => {
+                drop(wait_for(scope.api::<Secret>(), &format!("{store}-ca"), |_| true).await?)
+            }
+            "claim" => {
+                drop(wait_for(scope.api::<PersistentVolumeClaim>(), &first, |_| true).await?)
+            }
+            _ => drop(wait_for(scope.api::<Pod>(), &first, |_| true).await?),
+        }
+        operators
+            .delete_collection(&killed, &ListParams::default())
+            .await?;
+        scope
+            .wait_ready(&store)
+            .await
+            .with_context(|| format!("killed after the first {depth}"))?;
+
+        let instances: Vec<String> = (1..=3).map(|i| format!("{store}-{i}")).collect();
+        assert_eq!(scope.owned::<Pod>(&store).await?, instances);
+        assert_eq!(
+            scope.owned::<PersistentVolumeClaim>(&store).await?,
+            instances
+        );
+        let with = |extra: &[&str]| {
+            let mut all = instances.clone();
+            all.extend(extra.iter().map(|e| format!("{store}-{e}")));
+            all.sort();
+            all
+        };
+        assert_eq!(scope.owned::<Service>(&store).await?, with(&["ro", "rw"]));
+        let mut secrets: Vec<String> = instances.iter().map(|i| format!("{i}-tls")).collect();
+        secrets.extend([format!("{store}-app"), format!("{store}-ca")]);
+        secrets.sort();
+        assert_eq!(scope.owned::<Secret>(&store).await?, secrets);
+        for owned in [
+            scope.owned::<ServiceAccount>(&store).await?,
+            scope.owned::<Role>(&store).await?,
+            scope.owned::<RoleBinding>(&store).await?,
+        ] {
+            assert_eq!(owned, [format!("{store}-instance")]);
+        }
+    }
+    // Deleted again, nothing stays: the volumes go too, as the deletion policy says.
+    for n in 0..3 {
+        let store = format!("killed{n}");
+        scope.delete_store(&store).await?;
+        nothing_left(&scope, &store).await?;
+    }
+    scope.remove().await
+}
+
+async fn nothing_left(scope: &Scope, store: &str) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(90);
+    loop {
+        let mut left = Vec::new();
+        left.extend(scope.owned::<Pod>(store).await?);
+        left.extend(scope.owned::<PersistentVolumeClaim>(store).await?);
+        left.extend(scope.owned::<Service>(store).await?);
+        left.extend(scope.owned::<Secret>(store).await?);
+        left.extend(scope.owned::<EndpointSlice>(store).await?);
+        left.extend(scope.owned::<Role>(store).await?);
+        left.extend(scope.owned::<RoleBinding>(store).await?);
+        left.extend(scope.owned::<ServiceAccount>(store).await?);
+        left.extend(scope.owned::<PodDisruptionBudget>(store).await?);
+        if left.is_empty() {
+            return Ok(());
+        }
+        // The garbage collector tells nobody when it's done.
+        ensure!(
+            tokio::time::Instant::now() < deadline,
+            "left of {store} after 90 s: {left:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[tokio::test]
+async fn without_a_lawful_node_a_store_waits_and_goes_nowhere_else() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-no-node").await?;
+    let cordon = |on: bool| {
+        let nodes: Api<Node> = Api::all(harness.client());
+        async move {
+            for node in ["e1", "e2"] {
+                let patch = Patch::Merge(json!({ "spec": { "unschedulable": on } }));
+                nodes.patch(node, &PatchParams::default(), &patch).await?;
+                wait_for(nodes.clone(), node, |n: &Node| {
+                    // The taint follows the flag a moment later.
+                    n.spec.as_ref().is_some_and(|s| {
+                        s.taints
+                            .iter()
+                            .flatten()
+                            .any(|t| t.key == "node.kubernetes.io/unschedulable")
+                            == on
+                    })
+                })
+                .await?;
+            }
+            anyhow::Ok(())
+        }
+    };
+    cordon(true).await?;
+    let outcome = async {
+        scope
+            .apply(&scope.manifest("consumers", &SAMPLE, |_| {}))
+            .await?;
+        let store = scope
+            .wait("consumers", PATIENCE, |s| {
+                s.data["status"]["summary"] == "2/3"
+                    && condition(s, "Ready").is_some_and(|c| c.1 == "NoLawfulNode")
+            })
+            .await?;
+        let (_, _, message) = condition(&store, "Ready").context("no Ready condition")?;
+        ensure!(
+            message.contains("wait for a node in region us-east")
+                && message.contains("nothing is placed elsewhere"),
+            "{message}"
+        );
+        ensure!(
+            condition(&store, "Resident").is_some_and(|c| c.0 == "True"),
+            "what is there is lawful"
+        );
+        ensure!(
+            condition(&store, "Available").is_some_and(|c| c.0 == "True"),
+            "and serves"
+        );
+        for pod in scope.api::<Pod>().list(&ListParams::default()).await? {
+            let node = pod.spec.and_then(|s| s.node_name).unwrap_or_default();
+            ensure!(node.starts_with('w'), "placed elsewhere: {node}");
+        }
+        ensure!(
+            scope
+                .owned::<PersistentVolumeClaim>("consumers")
+                .await?
+                .len()
+                == 2,
+            "no third volume anywhere"
+        );
+        anyhow::Ok(())
+    }
+    .await;
+    cordon(false).await?;
+    outcome?;
+    scope.wait_ready("consumers").await?;
+    scope.remove().await
+}
+
+#[tokio::test]
+async fn a_forbidden_region_is_refused_at_admission_with_policy_region_and_basis() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-refused").await?;
+    let refused = scope
+        .apply(&scope.manifest("consumers", &[("us-west", 1), ("eu-central", 1)], |_| {}))
+        .await;
+    let words = format!("{:#}", refused.err().context("it was accepted")?);
+    let wanted = "region eu-central is not permitted for Standby by ResidencyPolicy e2e-records (basis Policy: End-to-end tests); permitted for Standby: us-east, us-west";
+    ensure!(words.contains(wanted), "{words}");
+    scope.remove().await
+}
+
+#[tokio::test]
+async fn retained_volumes_are_taken_up_by_a_store_of_the_same_name() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-retained").await?;
+    let manifest = scope.manifest("consumers", &SAMPLE, |s| {
+        s["spec"]["deletionPolicy"] = json!("Retain")
+    });
+    scope.apply(&manifest).await?;
+    scope.wait_ready("consumers").await?;
+    scope
+        .sql(
+            "consumers-1",
+            "app",
+            "create table seen (id int); insert into seen values (42)",
+        )
+        .await?;
+    scope.delete_store("consumers").await?;
+    ensure!(
+        scope
+            .owned::<PersistentVolumeClaim>("consumers")
+            .await?
+            .len()
+            == 3,
+        "the volumes stay"
+    );
+
+    scope.apply(&manifest).await?;
+    let store = scope.wait_ready("consumers").await?;
+    ensure!(
+        store.data["status"]["term"] == 2,
+        "a later term: {}",
+        store.data["status"]
+    );
+    ensure!(
+        scope
+            .sql("consumers-1", "app", "select id from seen")
+            .await?
+            == "42"
+    );
+    // A new Secret was made meanwhile; its password works.
+    scope.client("east", "us-east-1", "consumers").await?;
+    ensure!(scope.client_sql("east", "select current_user").await? == "app");
+    scope.remove().await
+}
+
+#[tokio::test]
+async fn two_stores_of_one_name_live_side_by_side_and_a_taken_name_is_said() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let one = harness.namespace("e2e-one").await?;
+    let two = harness.namespace("e2e-two").await?;
+    for scope in [&one, &two] {
+        scope
+            .apply(&scope.manifest("consumers", &[("us-west", 2)], |_| {}))
+            .await?;
+    }
+    // Somebody else's object has a name that a third store needs.
+    let taken = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "taken-rw", "namespace": "e2e-two" }, "spec": { "ports": [{ "port": 1 }] } });
+    two.apply(&taken).await?;
+    two.apply(&two.manifest("taken", &[("us-west", 2)], |_| {}))
+        .await?;
+    let store = two
+        .wait_condition("taken", "Stalled", "True", "NameTaken")
+        .await?;
+    let (_, _, message) = condition(&store, "Stalled").context("no Stalled condition")?;
+    ensure!(
+        message.contains("Service taken-rw exists and is not this store's"),
+        "{message}"
+    );
+    for scope in [&one, &two] {
+        scope.wait_ready("consumers").await?;
+    }
+    ensure!(
+        two.api::<Service>()
+            .get("taken-rw")
+            .await?
+            .spec
+            .and_then(|s| s.ports)
+            .is_some_and(|p| p[0].port == 1),
+        "left alone"
+    );
+    // It goes; the store comes up by itself.
+    two.api::<Service>()
+        .delete("taken-rw", &DeleteParams::default())
+        .await?;
+    two.wait_ready("taken").await?;
+    one.remove().await?;
+    two.remove().await
+}
+
+#[tokio::test]
+async fn z_the_operator_is_upgraded_while_stores_serve() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-upgrade").await?;
+    scope
+        .apply(&scope.manifest("consumers", &[("us-west", 2)], |_| {}))
+        .await?;
+    scope.wait_ready("consumers").await?;
+    let before: Vec<_> = scope
+        .api::<Pod>()
+        .list(&ListParams::default())
+        .await?
+        .iter()
+        .map(ResourceExt::uid)
+        .collect();
+    let deployments: Api<Deployment> = Api::namespaced(harness.client(), "domicile-system");
+    for scale in [0, 2] {
+        let patch = Patch::Merge(json!({ "spec": { "replicas": scale } }));
+        deployments
+            .patch("domicile", &PatchParams::default(), &patch)
+            .await?;
+        wait_for(deployments.clone(), "domicile", |d: &Deployment| {
+            d.status.as_ref().is_some_and(|s| {
+                s.ready_replicas.unwrap_or(0) == scale && s.replicas.unwrap_or(0) == scale
+            })
+        })
+        .await?;
+        // Without an operator the store serves all the same.
+        scope
+            .sql(
+                "consumers-1",
+                "app",
+                "create table if not exists seen (id int); insert into seen values (1)",
+            )
+            .await?;
+    }
+    scope.wait_ready("consumers").await?;
+    let after: Vec<_> = scope
+        .api::<Pod>()
+        .list(&ListParams::default())
+        .await?
+        .iter()
+        .map(ResourceExt::uid)
+        .collect();
+    ensure!(before == after, "no pod was touched");
+    scope.remove().await
+}

@@ -1,0 +1,103 @@
+//! `domicile instance`: the first process of every store pod, which runs and looks after PostgreSQL.
+//!
+//! Owns PostgreSQL as a process, its configuration and roles, the copy on its volume, its replication, the
+//! probes, and the instance's own entry in the store's status.
+//! Never: decides who is the primary (the store's `status.primary` says so), writes outside its own store's
+//! objects, needs the API server to go on serving, or lets personal data into a log, metric or object.
+//!
+//! One loop: observe → plan → act → report. [`plan`] is pure and decides; everything else only looks or does.
+//! - pure: [`plan`], [`settings`], [`hba`], [`conninfo`], [`sync`], [`report`], [`status`]
+//! - the volume and files: [`volume`], [`tls`], [`files`], [`install`]
+//! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`]
+//! - the outside: [`store`] (the seam), [`apiserver`], [`http`], [`metrics`]
+//! - the loop: [`manager`], [`tend`]; process 1: [`reaper`]
+//!
+//! Replication is direct, from PostgreSQL to PostgreSQL; [`receiver`] says why, and how it's cut.
+
+pub mod apiserver;
+pub mod config;
+pub mod conninfo;
+pub mod files;
+pub mod hba;
+pub mod http;
+mod install;
+pub mod jobs;
+pub mod logs;
+pub mod manager;
+pub mod metrics;
+pub mod plan;
+pub mod postmaster;
+pub mod programs;
+pub mod reaper;
+pub mod receiver;
+pub mod report;
+pub mod roles;
+pub mod session;
+pub mod settings;
+pub mod status;
+pub mod store;
+pub mod sync;
+mod tend;
+pub mod tls;
+pub mod vitals;
+pub mod volume;
+
+pub use config::{Args, Config};
+pub use install::install;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::info;
+
+use postmaster::Stop;
+
+/// Runs an instance until it's told to stop: SIGTERM or SIGINT stop PostgreSQL gracefully, SIGQUIT at once.
+///
+/// # Errors
+/// If the instance can't even begin (its volume can't be written, its port is taken). Everything later is
+/// reported and tried again.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let (stop, stopping) = watch::channel(None);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut quit = signal(SignalKind::quit())?;
+    tokio::spawn(async move {
+        loop {
+            let how = tokio::select! {
+                _ = terminate.recv() => Stop::Fast,
+                _ = interrupt.recv() => Stop::Fast,
+                _ = quit.recv() => Stop::Immediate,
+            };
+            info!(?how, "told to stop");
+            // A polite request doesn't soften an earlier urgent one.
+            stop.send_modify(|now| {
+                if *now != Some(Stop::Immediate) {
+                    *now = Some(how);
+                }
+            });
+        }
+    });
+    let (api, _tasks) = apiserver::connect(&config);
+    Box::pin(run_with(config, api, stopping)).await
+}
+
+/// As [`run`], with the API server and the wish to stop given: what the tests call.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    config: Config,
+    api: store::Api,
+    stop: watch::Receiver<Option<Stop>>,
+) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(config.http).await?;
+    let (manager, view) = manager::Manager::new(config, api, stop)?;
+    let children = manager.children();
+    // Dropped at the end, with the manager.
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(http::serve(listener, view));
+    if std::process::id() == 1 {
+        tasks.spawn(reaper::run(children));
+    }
+    Box::pin(manager.run()).await
+}

@@ -1,0 +1,555 @@
+//! Looking after a PostgreSQL that runs as it should, and saying how it is.
+//!
+//! Owns, on a primary: roles, slots, the synchronous rule, the endpoints; on a standby: its upstream; on both:
+//! configuration, and the instance's words. Each is brought to what the store asks for on every turn, from
+//! what is seen, so that nothing depends on a turn that was missed.
+//! Never: drops a slot that isn't an instance's of this store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::http::Published;
+use super::manager::Manager;
+use super::plan::{Content, Mode, Step};
+use super::postmaster::Stop;
+use super::report::{self, Facts};
+use super::settings::{self, Input};
+use super::status::{Receiver, Status, Synchronous};
+use super::store::{self, Endpoints, Wish};
+use super::{files, receiver, roles, sync, vitals};
+use crate::api::names;
+use crate::api::privacy_data_store::{Durability, InstanceRole, InstanceStatus};
+
+/// A slot of an instance that is listed no more is kept this long: a list may be incomplete for a moment.
+const SLOT_GRACE: Duration = Duration::from_secs(60);
+/// How often parameters that wait for a restart are looked for.
+const PENDING_EVERY: Duration = Duration::from_secs(30);
+/// How long a receiver may take to be cut before PostgreSQL is stopped instead.
+const CUT_LIMIT: Duration = Duration::from_secs(5);
+
+impl Manager {
+    /// One turn of looking after.
+    pub(super) async fn tend(&mut self, mode: Mode) {
+        let Some(vitals) = self.vitals.clone() else {
+            return;
+        };
+        match mode {
+            Mode::Primary | Mode::Founding if !vitals.in_recovery => {
+                self.note_streaming(&vitals);
+                self.keep_conf(mode);
+                if let Err(e) = self.keep_roles(mode).await {
+                    warn!("{e:#}");
+                    self.tend.trouble = Some(format!("{e:#}"));
+                }
+                if let Err(e) = self.keep_slots(&vitals).await {
+                    warn!("can't keep the replication slots: {e:#}");
+                }
+            }
+            Mode::Standby if vitals.in_recovery => {
+                self.keep_conf(mode);
+                self.keep_upstream().await;
+                self.note_silence(&vitals);
+            }
+            _ => {}
+        }
+        self.ask_pending().await;
+    }
+
+    // --- configuration
+
+    /// Writes the configuration if it isn't as it should be. True if it changed.
+    pub(super) fn write_conf(&mut self, mode: Mode) -> std::io::Result<bool> {
+        let Some(Ok(programs)) = &self.programs else {
+            return Ok(false);
+        };
+        if mode != Mode::Standby {
+            self.tend.rule = self.wanted_rule();
+        }
+        let text = settings::render(&Input {
+            major: programs.major,
+            instance: &self.config.instance,
+            listen: match mode {
+                Mode::Founding => "",
+                Mode::Primary | Mode::Standby => &self.config.listen,
+            },
+            port: self.config.port,
+            run: &self.config.run,
+            // Also on a standby: promoted, it must not acknowledge a commit before the rule is in force.
+            sync: &self.wanted_rule().render(),
+            detection_seconds: self.detection(),
+            volume_bytes: self.space.1,
+            user: &self.parameters,
+            floors: &self.tend.floors,
+        });
+        if text == self.tend.conf {
+            return Ok(false);
+        }
+        let path = self.config.run.join("conf/postgresql.conf");
+        files::replace(&path, text.as_bytes(), 0o600)?;
+        self.tend.conf = text;
+        Ok(true)
+    }
+
+    fn keep_conf(&mut self, mode: Mode) {
+        match self.write_conf(mode) {
+            Ok(true) => {
+                info!("the configuration changed: PostgreSQL reads it again");
+                self.tend.pending_asked = None;
+                if let Some(postgres) = &self.postgres {
+                    postgres.reload();
+                }
+            }
+            Ok(false) => {}
+            Err(e) => warn!("can't write PostgreSQL's configuration: {e}"),
+        }
+    }
+
+    fn others(&self) -> BTreeSet<String> {
+        self.store.as_ref().map_or_else(BTreeSet::new, |s| {
+            sync::others(
+                &self.config.store,
+                &self.config.instance,
+                &store::listed(s),
+                store::desired(s),
+            )
+        })
+    }
+
+    fn streaming(&self) -> BTreeMap<String, Duration> {
+        self.tend
+            .streaming_since
+            .iter()
+            .map(|(name, since)| (name.clone(), since.elapsed()))
+            .collect()
+    }
+
+    fn wanted_rule(&self) -> sync::Rule {
+        let durability = self
+            .store
+            .as_ref()
+            .map_or(Durability::Required, |s| s.spec.durability);
+        sync::rule(
+            durability,
+            &self.config.store,
+            &self.others(),
+            &self.streaming(),
+            &self.tend.rule,
+        )
+    }
+
+    fn note_streaming(&mut self, vitals: &vitals::Vitals) {
+        let now: BTreeSet<&str> = vitals
+            .replicas
+            .iter()
+            .filter(|r| r.state == "streaming")
+            .map(|r| r.name.as_str())
+            .collect();
+        let since = &mut self.tend.streaming_since;
+        since.retain(|name, _| now.contains(name.as_str()));
+        for name in now {
+            since.entry(name.to_owned()).or_insert_with(Instant::now);
+        }
+    }
+
+    async fn ask_pending(&mut self) {
+        let due = self
+            .tend
+            .pending_asked
+            .is_none_or(|at| at.elapsed() >= PENDING_EVERY);
+        let Some(session) = &self.session else { return };
+        if due && let Ok(pending) = vitals::pending_restart(session).await {
+            // Right after a reload the answer may still be the old one: ask once more next turn.
+            self.tend.pending_asked = (self.tend.pending_restart == pending).then(Instant::now);
+            self.tend.pending_restart = pending;
+        }
+    }
+
+    // --- primary
+
+    async fn keep_roles(&mut self, mode: Mode) -> anyhow::Result<()> {
+        let (Some(session), Some(store)) = (&self.session, &self.store) else {
+            return Ok(());
+        };
+        if !self.tend.roles_made {
+            roles::replication(session).await?;
+        }
+        if let Some(credentials) = &self.credentials
+            && self.tend.applied.as_ref() != Some(credentials)
+        {
+            // A refusal is tried again only when the Secret changes or PostgreSQL restarts: it can't get
+            // better by itself, and each attempt costs the salting of a password.
+            roles::application(session, &store.spec.database, credentials).await?;
+            self.tend.applied = Some(credentials.clone());
+            info!("the application's password is set");
+        }
+        if !self.tend.roles_made && mode == Mode::Founding {
+            roles::database(session, &store.spec.database).await?;
+        }
+        self.tend.roles_made = true;
+        Ok(())
+    }
+
+    async fn keep_slots(&mut self, vitals: &vitals::Vitals) -> anyhow::Result<()> {
+        let Some(session) = &self.session else {
+            return Ok(());
+        };
+        let wanted: BTreeSet<String> = self.others().iter().map(|o| settings::slot(o)).collect();
+        for slot in &wanted {
+            let present = vitals.slots.iter().find(|s| s.name == *slot);
+            if let Some(lost) = present.filter(|s| s.lost && !s.active) {
+                warn!(
+                    slot = lost.name,
+                    "its WAL is gone: the standby has to be cloned anew"
+                );
+                drop_slot(session, slot).await?;
+            }
+            if present.is_none_or(|s| s.lost && !s.active) {
+                info!(slot, "makes the replication slot");
+                session
+                    .any(
+                        "SELECT pg_create_physical_replication_slot($1::text::name)",
+                        &[slot],
+                    )
+                    .await?;
+            }
+        }
+        let gone: BTreeSet<String> = vitals
+            .slots
+            .iter()
+            .filter(|s| !s.active && !wanted.contains(&s.name))
+            .filter(|s| is_instance_slot(&self.config.store, &s.name))
+            .map(|s| s.name.clone())
+            .collect();
+        self.tend.gone_since.retain(|name, _| gone.contains(name));
+        for slot in gone {
+            let since = *self
+                .tend
+                .gone_since
+                .entry(slot.clone())
+                .or_insert_with(Instant::now);
+            if since.elapsed() >= SLOT_GRACE {
+                info!(
+                    slot,
+                    "drops the replication slot of an instance that is gone"
+                );
+                drop_slot(session, &slot).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn endpoints(&self, ready: bool) -> (Option<Endpoints>, Option<Endpoints>) {
+        let (Some(store), Some(vitals), true) = (&self.store, &self.vitals, ready) else {
+            return (None, None);
+        };
+        let term = store::term(store);
+        let standbys = vitals
+            .replicas
+            .iter()
+            .filter(|r| r.state == "streaming" && r.name != self.config.instance)
+            .filter_map(|r| store::entry(store, &r.name))
+            .filter(|e| e.ready == Some(true))
+            .filter_map(|e| e.address.as_deref()?.parse().ok())
+            .collect();
+        let endpoints = |addresses| Some(Endpoints { addresses, term });
+        (
+            endpoints(BTreeSet::from([self.config.address])),
+            endpoints(standbys),
+        )
+    }
+
+    // --- standby
+
+    async fn keep_upstream(&mut self) {
+        let (Some(store), Some(certificate)) = (&self.store, &self.certificate) else {
+            return;
+        };
+        let wanted = store::upstream(store, &self.config.instance, self.config.port);
+        let Some(wanted) = wanted.filter(|w| self.tend.upstream.as_ref() != Some(w)) else {
+            return;
+        };
+        let Some(postgres) = &self.postgres else {
+            return;
+        };
+        // To another instance only after the old one is certainly cut off: it must not get one more
+        // acknowledgement from here.
+        if self
+            .tend
+            .upstream
+            .as_ref()
+            .is_some_and(|now| now.name != wanted.name)
+        {
+            match receiver::cut(&self.config.run, postgres.pid(), CUT_LIMIT).await {
+                Ok(took) => info!(milliseconds = took.as_millis(), "cut off the old upstream"),
+                Err(e) => {
+                    warn!("{e:#}: stops PostgreSQL instead");
+                    postgres.stop(Stop::Immediate);
+                    return;
+                }
+            }
+        }
+        let timeout = settings::replication_timeout(self.detection());
+        let run = &self.config.run;
+        match receiver::follow(run, certificate, &wanted, &self.config.instance, timeout) {
+            Ok(()) => {
+                info!(upstream = wanted.name, address = %wanted.address, "follows");
+                postgres.reload();
+                self.tend.upstream = Some(wanted);
+            }
+            Err(e) => warn!("can't set the upstream: {e}"),
+        }
+    }
+
+    /// Notices a standby whose WAL is gone on the primary: it would ask for it for ever.
+    fn note_silence(&mut self, vitals: &vitals::Vitals) {
+        let streams = vitals
+            .receiver
+            .as_ref()
+            .is_some_and(|r| r.state == "streaming");
+        if streams {
+            self.tend.silent_since = None;
+            self.signs.clear_wal_gone();
+            return;
+        }
+        let since = *self.tend.silent_since.get_or_insert_with(Instant::now);
+        if self.signs.wal_gone()
+            && self.tend.stranded.is_none()
+            && since.elapsed() >= self.config.timing.stranded_after
+        {
+            let why =
+                "the primary no longer has the WAL that this standby needs: it is cloned anew";
+            warn!("{why}");
+            self.tend.stranded = Some(why.to_owned());
+        }
+    }
+
+    // --- report
+
+    pub(super) fn report(&mut self, step: &Step) {
+        let rule = self.tend.rule.render();
+        let notes = self.notes();
+        let trouble = self
+            .tend
+            .trouble
+            .clone()
+            .or_else(|| match (&self.postgres, &self.failed) {
+                (None, Some((why, _))) => Some(why.clone()),
+                _ => None,
+            });
+        let primary = self.store.as_deref().and_then(store::primary);
+        let silence = settings::replication_timeout(self.detection());
+        let verdict = report::judge(&Facts {
+            step,
+            vitals: self.vitals.as_ref(),
+            primary,
+            rule: &rule,
+            silence: Duration::from_secs(u64::from(silence)),
+            trouble: trouble.as_deref(),
+            notes: &notes,
+        });
+        let streaming = self.streaming();
+        let in_force = self.vitals.as_ref().is_some_and(|v| v.sync_names == rule);
+        let is_primary = verdict.role == InstanceRole::Primary;
+        let durable =
+            is_primary && sync::durable(&self.tend.rule, in_force, self.others().len(), &streaming);
+        let status = self.status(&verdict, durable, in_force);
+        let present = self
+            .tend
+            .rule
+            .members
+            .iter()
+            .filter(|m| streaming.contains_key(*m))
+            .count();
+        self.metrics
+            .observe(&status, if is_primary { present } else { 0 });
+
+        let (read_write, read_only) = self.endpoints(is_primary && verdict.ready.is_ok());
+        let entry = self.entry(&verdict, is_primary.then_some(durable));
+        let wish = Wish {
+            uid: self.store.as_ref().and_then(|s| s.metadata.uid.clone()),
+            entry,
+            create: true,
+            read_write,
+            read_only,
+        };
+        self.wish(wish);
+        self.published.send_replace(Published {
+            turn: Instant::now(),
+            ready: verdict.ready,
+            status,
+        });
+    }
+
+    fn wish(&self, mut wish: Wish) {
+        self.api.wish.send_if_modified(|now| {
+            if let Some(now) = now {
+                // While it can't tell who serves, what it said last stands: an address that is taken away
+                // for a second is a failed connection for nothing.
+                wish.read_write = wish.read_write.take().or_else(|| now.read_write.clone());
+                wish.read_only = wish.read_only.take().or_else(|| now.read_only.clone());
+            }
+            let differs = now.as_ref() != Some(&wish);
+            *now = Some(wish);
+            differs
+        });
+    }
+
+    /// The last words: not serving any more.
+    pub(super) fn say_goodbye(&self) {
+        self.api.wish.send_if_modified(|now| {
+            let Some(wish) = now else { return false };
+            wish.entry.role = Some(InstanceRole::Starting);
+            wish.entry.ready = Some(false);
+            wish.entry.durable = wish.entry.durable.map(|_| false);
+            wish.entry.message = Some("is stopping".to_owned());
+            wish.create = false;
+            true
+        });
+        self.published.send_modify(|p| {
+            p.ready = Err("is stopping".to_owned());
+            p.status.ready = false;
+            p.status.message = Some("is stopping".to_owned());
+        });
+    }
+
+    /// What a person should know though it keeps nobody from working.
+    fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(tried) = &self.tried {
+            if !tried.refused.is_empty() {
+                notes.push(format!(
+                    "PostgreSQL refuses these parameters, which are left out: {}",
+                    tried.refused.join(", ")
+                ));
+            }
+            if !tried.reserved.is_empty() {
+                notes.push(format!(
+                    "these parameters are Domicile's and are left out: {}",
+                    tried.reserved.join(", ")
+                ));
+            }
+        }
+        if self.fallen_back {
+            notes.push(
+                "PostgreSQL doesn't start with the parameters asked for, and runs with the last that worked"
+                    .to_owned(),
+            );
+        }
+        if self.postgres.is_some() && !self.tend.pending_restart.is_empty() {
+            notes.push(format!(
+                "waits for restart: {}",
+                self.tend.pending_restart.join(", ")
+            ));
+        }
+        notes
+    }
+
+    fn system_identifier(&self) -> Option<String> {
+        match &self.content {
+            Content::Cluster(c) => Some(c.system_identifier.clone()),
+            _ => None,
+        }
+    }
+
+    fn version(&self) -> Option<String> {
+        match &self.programs {
+            Some(Ok(p)) => Some(p.version.clone()),
+            _ => None,
+        }
+    }
+
+    fn entry(&self, verdict: &report::Verdict, durable: Option<bool>) -> InstanceStatus {
+        InstanceStatus {
+            name: self.config.instance.clone(),
+            id: self.volume.known_identity().map(|i| i.id),
+            role: Some(verdict.role),
+            ready: Some(verdict.ready.is_ok()),
+            durable,
+            address: Some(self.config.address.to_string()),
+            system_identifier: self.system_identifier(),
+            postgres_version: self.version(),
+            message: verdict.message.clone(),
+            ..InstanceStatus::default()
+        }
+    }
+
+    fn status(&self, verdict: &report::Verdict, durable: bool, in_force: bool) -> Status {
+        let vitals = self.vitals.clone().unwrap_or_default();
+        let known = self.vitals.is_some();
+        let standby = known && vitals.in_recovery;
+        Status {
+            instance: self.config.instance.clone(),
+            id: self.volume.known_identity().map(|i| i.id),
+            role: verdict.role,
+            ready: verdict.ready.is_ok(),
+            term: self.store.as_deref().map(store::term),
+            primary: self
+                .store
+                .as_deref()
+                .and_then(store::primary)
+                .map(str::to_owned),
+            message: verdict.message.clone(),
+            postgres_version: self.version(),
+            timeline: known.then_some(vitals.timeline),
+            system_identifier: self.system_identifier(),
+            position: known.then(|| vitals.position.clone()),
+            durable,
+            synchronous: (known && !standby).then(|| Synchronous {
+                acks: self.tend.rule.acks,
+                members: self.tend.rule.members.iter().cloned().collect(),
+                in_force,
+            }),
+            replication: vitals.replicas,
+            receiver: standby.then(|| Receiver {
+                upstream: self
+                    .tend
+                    .upstream
+                    .as_ref()
+                    .map(|u| u.name.clone())
+                    .unwrap_or_default(),
+                state: vitals
+                    .receiver
+                    .as_ref()
+                    .map_or_else(|| "absent".to_owned(), |r| r.state.clone()),
+                silent_seconds: vitals.receiver.as_ref().map(|r| r.silent.as_secs_f64()),
+                replay_lag_bytes: vitals.replay_lag_bytes,
+            }),
+        }
+    }
+}
+
+async fn drop_slot(session: &super::session::Session, slot: &str) -> anyhow::Result<()> {
+    session
+        .any("SELECT pg_drop_replication_slot($1::text::name)", &[slot])
+        .await
+        .map(|_| ())
+}
+
+/// Whether a slot's name is that of an instance of this store.
+fn is_instance_slot(store: &str, slot: &str) -> bool {
+    slot.strip_prefix(&settings::slot(store))
+        .and_then(|rest| rest.strip_prefix('_'))
+        .and_then(|digits| digits.parse().ok())
+        .is_some_and(|n: u32| settings::slot(&names::instance(store, n)) == slot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_slots_of_this_stores_instances_are_ours() {
+        assert!(is_instance_slot("my-store", "my_store_2"));
+        for foreign in [
+            "my_store",
+            "my_store_x",
+            "my_store_02",
+            "other_2",
+            "my_store_2_x",
+        ] {
+            assert!(!is_instance_slot("my-store", foreign), "{foreign}");
+        }
+    }
+}
