@@ -38,9 +38,12 @@ image: setup ## Build the image into target/domicile-image.tar, without a contai
 plugin: setup ## Build kubectl-domicile into target/kubectl-domicile
 	@scripts/plugin
 
-generate: ## Write crds/ (and the chart's copy) from the types
+generate: ## Write crds/ from the types, and the copies that chart and kustomize carry
 	@cargo run --quiet --bin domicile -- crds --dir crds
-	@cp crds/*.yaml charts/domicile/crds-templates/ 2>/dev/null || true
+	@cp crds/domicile.dev_*.yaml charts/domicile/files/crds/
+	@cp crds/domicile.dev_*.yaml config/crds/
+	@cp config/admission/placement.yaml charts/domicile/files/admission/
+	@cp config/rbac/user-roles.yaml charts/domicile/files/
 
 fmt: ## Format
 	@cargo fmt --all

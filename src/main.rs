@@ -85,11 +85,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Operator(args) => {
             telemetry::init();
-            operator::run(args, stop_signal()?).await
+            Box::pin(operator::run(args, stop_signal()?)).await
         }
         Command::Instance(args) => {
             telemetry::init();
-            Box::pin(instance::run((*args).try_into()?)).await
+            Box::pin(instance::run((*args).into())).await
         }
         Command::Install { target } => instance::install(&target),
     }

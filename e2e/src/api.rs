@@ -138,9 +138,9 @@ fn guard(layout: &Layout) -> Result<std::process::Child> {
         .filter_map(|p| daemon::record(layout, p))
         .map(|r| r.pid.to_string())
         .collect();
-    // The processes are this guard's to end as long as it waits: their numbers can't be reused
-    // unless one dies by itself, and then only after all other numbers have been.
-    let script = "read -r _; kill -KILL $2 2>/dev/null; sleep 0.1; rm -rf -- \"$1\"";
+    // A number alone is never enough: the command must name our folder, too.
+    let script = "read -r _; for p in $2; do tr '\\0' ' ' </proc/$p/cmdline 2>/dev/null | grep -qF -- \"$1/\" \
+                  && kill -KILL $p; done; sleep 0.1; rm -rf -- \"$1\"";
     std::process::Command::new("setsid")
         .args(["sh", "-c", script, "guard"])
         .arg(layout.root())
@@ -209,7 +209,7 @@ async fn launch(layout: &Layout) -> Result<Client> {
     }
     let dir = layout.root();
     fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    let _lock = tools::lock(&dir.with_extension("lock"), "another 'api up'").await?;
+    let _lock = tools::lock(&dir.join("lock"), "another 'api up'").await?;
     let ports_file = dir.join("ports.json");
     let ports: [u16; 6] = match fs::read(&ports_file)
         .ok()

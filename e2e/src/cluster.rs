@@ -7,14 +7,16 @@ use crate::addons;
 use crate::cgroups;
 use crate::control::{self, Place};
 use crate::daemon;
+use crate::faults::{Faults, RELAY};
 use crate::images;
 use crate::layout::{Layout, cache, temporary_name, write_atomically};
+use crate::leftovers;
 use crate::net;
 use crate::node;
-use crate::run::{say, step, succeeds, until};
+use crate::run::{say, step, until};
+use crate::seed;
 use crate::tools::{self, COREDNS, ETCD, HELM, KUBERNETES};
 use crate::topology::NODES;
-use crate::{faults::Faults, leftovers};
 use anyhow::{Context, Result, bail, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use nix::fcntl::Flock;
@@ -112,7 +114,7 @@ async fn exclusive() -> Result<Flock<fs::File>> {
 
 /// Copies this program to where the daemons run it from, so that building it anew doesn't touch
 /// them; they are started anew when it has changed.
-fn install_program(layout: &Layout) -> Result<()> {
+async fn install_program(layout: &Layout) -> Result<()> {
     let program = find_program()?;
     let meta =
         fs::metadata(&program).with_context(|| format!("looking at {}", program.display()))?;
@@ -120,6 +122,9 @@ fn install_program(layout: &Layout) -> Result<()> {
     let stamp_file = layout.root().join("testbed.stamp");
     if fs::read_to_string(&stamp_file).is_ok_and(|s| s == stamp) && layout.program().exists() {
         return Ok(());
+    }
+    for name in [addons::PROVISIONER, RELAY] {
+        daemon::stop(layout, name, Duration::from_secs(2)).await?;
     }
     let temporary = temporary_name(&layout.program());
     fs::copy(&program, &temporary)
@@ -187,7 +192,8 @@ pub async fn up(layout: &Layout) -> Result<()> {
         } else {
             "of an interrupted 'up'"
         };
-        step(&format!("cleared away what was left {why}"), clear(layout)).await?;
+        say("...", &format!("clearing away what is left {why}"), None);
+        clear(layout).await?;
     }
     fs::create_dir_all(layout.root())
         .with_context(|| format!("making {}", layout.root().display()))?;
@@ -197,8 +203,13 @@ pub async fn up(layout: &Layout) -> Result<()> {
             serde_json::to_string_pretty(&Before::look()?)?.as_bytes(),
         )?;
     }
-    install_program(layout)?;
+    install_program(layout).await?;
     cgroups::create(cgroups::SYSTEM)?;
+    let seed = step(
+        "images unpacked (once for all nodes)",
+        seed::ensure(layout, &archives),
+    )
+    .await?;
     step("network: router, control plane, six nodes", net::up()).await?;
     let (pki, place) = (control::pki(layout), Place::testbed());
     pki.ensure()?;
@@ -216,7 +227,7 @@ pub async fn up(layout: &Layout) -> Result<()> {
     step("controller manager, scheduler, six nodes started", async {
         control::start_controllers(layout, &pki, &place).await?;
         stream::iter(&NODES)
-            .map(|n| node::start(layout, &pki, n, &archives.pause))
+            .map(|n| node::start(layout, &pki, n, &seed))
             .buffer_unordered(3)
             .try_collect::<Vec<()>>()
             .await?;
@@ -231,7 +242,8 @@ pub async fn up(layout: &Layout) -> Result<()> {
     })
     .await?;
     step("images on the nodes", async {
-        for archive in &archives.others {
+        // A node that is older than an image hasn't got it from the seed.
+        for archive in archives.all() {
             images::load(layout, archive).await?;
         }
         Ok(())
@@ -297,7 +309,7 @@ pub async fn down(layout: &Layout) -> Result<()> {
         "the test bed needs root"
     );
     let _lock = exclusive().await?;
-    let cleared = step("everything stopped and removed", clear(layout)).await;
+    let cleared = clear(layout).await;
     let left = leftovers::list(layout).await?;
     for what in &left {
         say("LEFT", what, None);
@@ -313,15 +325,23 @@ pub async fn down(layout: &Layout) -> Result<()> {
 async fn clear(layout: &Layout) -> Result<()> {
     // Nothing here is worth a farewell: it's all thrown away. By record first, then whatever else
     // is in our cgroups: shims, containers, and daemons whose record was never written.
-    for name in daemon::names(layout) {
-        daemon::stop(layout, &name, Duration::ZERO).await?;
-    }
-    tokio::task::spawn_blocking(cgroups::destroy)
-        .await
-        .context("removing the cgroups")??;
-    leftovers::unmount(layout)?;
-    net::down().await?;
-    leftovers::remove_shared(layout).await?;
+    step("processes and cgroups", async {
+        let names = daemon::names(layout);
+        let stops = names
+            .iter()
+            .map(|name| daemon::stop(layout, name, Duration::ZERO));
+        futures::future::try_join_all(stops).await?;
+        tokio::task::spawn_blocking(cgroups::destroy)
+            .await
+            .context("removing the cgroups")?
+    })
+    .await?;
+    step("mounts and network", async {
+        leftovers::unmount(layout)?;
+        net::down().await?;
+        leftovers::remove_shared(layout).await
+    })
+    .await?;
     if let Some(before) = Before::read(layout) {
         for (key, value) in before
             .sysctls
@@ -337,7 +357,9 @@ async fn clear(layout: &Layout) -> Result<()> {
             let _ = fs::remove_dir(folder); // if it's empty
         }
     }
-    match fs::remove_dir_all(layout.root()) {
+    let root = layout.root().to_owned();
+    let removal = tokio::task::spawn_blocking(move || fs::remove_dir_all(root));
+    match step("files", async { Ok(removal.await?) }).await? {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(e).with_context(|| format!("removing {}", layout.root().display()))
         }
@@ -351,13 +373,4 @@ pub fn is_up(layout: &Layout) -> bool {
     layout.complete().exists()
         && Before::read(layout).is_some_and(|b| daemon::boot_id().is_ok_and(|now| now == b.boot))
         && daemon::alive(layout, "kube-apiserver")
-}
-
-/// Whether an image archive can be loaded.
-pub async fn has_containerd(layout: &Layout) -> bool {
-    let socket = layout
-        .containerd_socket(NODES[0].name)
-        .display()
-        .to_string();
-    succeeds(&["ctr", "-a", &socket, "version"]).await
 }

@@ -151,12 +151,14 @@ pub async fn start_controllers(layout: &Layout, pki: &Pki, place: &Place) -> Res
         &KUBERNETES.path("kube-controller-manager")?,
         &format!(
             "{} --secure-port {manager} --service-account-private-key-file {} --root-ca-file {} \
-             --cluster-signing-cert-file {} --cluster-signing-key-file {} --use-service-account-credentials --profiling=false",
+             --cluster-signing-cert-file {} --cluster-signing-key-file {} --use-service-account-credentials \
+             --flex-volume-plugin-dir {} --profiling=false",
             config("controller-manager"),
             pki.key("service-accounts").display(),
             ca.display(),
             ca.display(),
             pki.key("ca").display(),
+            layout.root().join("volume-plugins").display(),
         ),
     );
     daemon::ensure(layout, &d).await?;

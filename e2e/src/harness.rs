@@ -431,36 +431,31 @@ where
     }
 }
 
-/// The instances of a store's status, as (name, region, zone, node, role, ready).
+/// One instance of a store's status.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+pub struct Instance {
+    /// Its name.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// Its zone.
+    pub zone: String,
+    /// Its node.
+    pub node: String,
+    /// Its role.
+    pub role: String,
+    /// Whether it serves.
+    pub ready: bool,
+}
+
+/// The instances of a store's status, by name.
 ///
 /// # Errors
-/// If an entry lacks its place.
-pub fn instances(
-    store: &DynamicObject,
-) -> Result<Vec<(String, String, String, String, String, bool)>> {
-    let all = store.data["status"]["instances"]
-        .as_array()
+/// If there are none, or an entry lacks something.
+pub fn instances(store: &DynamicObject) -> Result<Vec<Instance>> {
+    let mut all: Vec<Instance> = serde_json::from_value(store.data["status"]["instances"].clone())
         .context("the status lists no instances")?;
     ensure!(!all.is_empty(), "the status lists no instances");
-    let mut out = all
-        .iter()
-        .map(|i| {
-            let text = |key: &str| {
-                i[key]
-                    .as_str()
-                    .map(str::to_owned)
-                    .with_context(|| format!("an instance without {key}: {i}"))
-            };
-            Ok((
-                text("name")?,
-                text("region")?,
-                text("zone")?,
-                text("node")?,
-                text("role")?,
-                i["ready"] == true,
-            ))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    out.sort();
-    Ok(out)
+    all.sort();
+    Ok(all)
 }

@@ -68,13 +68,15 @@ fn hashed(name: &str, parts: &[&[u8]]) -> Result<PathBuf> {
         .join(format!("{name}-{}.tar", &hex(&hash.finalize())[..12])))
 }
 
-/// The archives that every node gets, in the order in which they are needed.
+/// The archives that every node gets.
 #[derive(Clone, Debug)]
-pub struct Archives {
-    /// What no pod starts without.
-    pub pause: PathBuf,
-    /// The others.
-    pub others: Vec<PathBuf>,
+pub struct Archives(Vec<PathBuf>);
+
+impl Archives {
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(PathBuf::as_path)
+    }
 }
 
 /// Makes the images that aren't in the cache.
@@ -83,9 +85,12 @@ pub struct Archives {
 /// If one can't be made.
 pub async fn ensure_all() -> Result<Archives> {
     let _lock = build_lock().await?;
-    let pause = pause().await?;
-    let others = vec![busybox().await?, coredns()?, postgres().await?];
-    Ok(Archives { pause, others })
+    Ok(Archives(vec![
+        pause().await?,
+        busybox().await?,
+        coredns()?,
+        postgres().await?,
+    ]))
 }
 
 async fn pause() -> Result<PathBuf> {

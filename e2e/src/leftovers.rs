@@ -7,7 +7,7 @@ use crate::cgroups;
 use crate::layout::Layout;
 use crate::net;
 use crate::run::run;
-use crate::topology::{PREFIX, SUPERNET};
+use crate::topology::SUPERNET;
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, umount2};
 use std::fs;
@@ -16,15 +16,18 @@ use std::path::{Path, PathBuf};
 const SHIM_SOCKETS: &str = "/run/containerd/s";
 const CNI_RESULTS: &str = "/var/lib/cni/results";
 const CONTAINER_LOGS: &str = "/var/log/containers";
+const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins";
 
 /// Folders that the components make outside ours, innermost first.
-pub const SHARED_FOLDERS: [&str; 6] = [
+pub const SHARED_FOLDERS: [&str; 8] = [
     SHIM_SOCKETS,
     "/run/containerd",
     CNI_RESULTS,
     "/var/lib/cni/cache",
     "/var/lib/cni",
     CONTAINER_LOGS,
+    DEVICE_PLUGINS,
+    "/var/lib/kubelet",
 ];
 
 /// The mount points below a folder in a text of the form of `/proc/self/mountinfo`, last one first.
@@ -96,20 +99,20 @@ fn files(folder: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Sockets of shims that nobody listens on any more.
-fn dead_shim_sockets() -> Vec<PathBuf> {
+/// Sockets of shims and kubelets that nobody listens on any more.
+fn dead_sockets() -> Vec<PathBuf> {
     let dead = |p: &PathBuf| {
         std::os::unix::net::UnixStream::connect(p)
             .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
     };
-    files(SHIM_SOCKETS).into_iter().filter(dead).collect()
+    let sockets = files(SHIM_SOCKETS).into_iter().chain(files(DEVICE_PLUGINS));
+    sockets.filter(dead).collect()
 }
 
-fn cni_results() -> Vec<PathBuf> {
-    let ours = |p: &PathBuf| {
-        p.file_name()
-            .is_some_and(|n| n.to_string_lossy().starts_with(PREFIX))
-    };
+/// What CNI remembers of pods whose network namespaces lay in our folder.
+fn cni_results(layout: &Layout) -> Vec<PathBuf> {
+    let root = format!("\"{}/", layout.root().display());
+    let ours = |p: &PathBuf| fs::read_to_string(p).is_ok_and(|text| text.contains(&root));
     files(CNI_RESULTS).into_iter().filter(ours).collect()
 }
 
@@ -128,9 +131,9 @@ async fn routes() -> Result<Vec<String>> {
 /// # Errors
 /// If a file can't be removed.
 pub async fn remove_shared(layout: &Layout) -> Result<()> {
-    for path in dead_shim_sockets()
+    for path in dead_sockets()
         .into_iter()
-        .chain(cni_results())
+        .chain(cni_results(layout))
         .chain(log_links(layout))
     {
         fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
@@ -217,9 +220,9 @@ pub async fn list(layout: &Layout) -> Result<Vec<String>> {
             .into_iter()
             .map(|p| format!("cgroup {}", p.display())),
     );
-    for path in dead_shim_sockets()
+    for path in dead_sockets()
         .into_iter()
-        .chain(cni_results())
+        .chain(cni_results(layout))
         .chain(log_links(layout))
     {
         found.push(format!("file {}", path.display()));

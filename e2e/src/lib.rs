@@ -23,6 +23,7 @@ pub mod pki;
 pub mod provisioner;
 pub mod relay;
 pub mod run;
+pub mod seed;
 pub mod status;
 pub mod testbed;
 pub mod tools;

@@ -11,6 +11,7 @@ use crate::images;
 use crate::layout::{Layout, write_atomically};
 use crate::pki::Pki;
 use crate::run::{succeeds, until, words};
+use crate::seed;
 use crate::tools::KUBERNETES;
 use crate::topology::{CGROUP, DNS_SERVICE, Node};
 use anyhow::{Context, Result, ensure};
@@ -25,11 +26,11 @@ pub fn daemons(node: &Node) -> [String; 3] {
     ["containerd", "kubelet", "kube-proxy"].map(|part| format!("{}-{part}", node.name))
 }
 
-fn containerd_config(layout: &Layout, node: &Node) -> String {
-    let folder = layout.node(node.name);
+/// The configuration of a containerd that keeps everything below one folder.
+pub(crate) fn containerd_config(folder: &Path, socket: &Path) -> String {
     let d = folder.display();
     // restrict_oom_score_adj: else no sandbox starts where lowering oom_score_adj isn't allowed.
-    // opt: else containerd makes /opt/containerd.
+    // opt, Root: else containerd makes /opt/containerd, and runc keeps its state in /run/containerd.
     format!(
         r#"version = 2
 root = "{d}/containerd"
@@ -52,8 +53,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
+        Root = "{d}/run/runc"
 "#,
-        socket = layout.containerd_socket(node.name).display(),
+        socket = socket.display(),
         pause = images::PAUSE,
     )
 }
@@ -130,11 +132,11 @@ fn daemon_of(node: &Node, part: &str, program: &Path, arguments: &str) -> Daemon
     }
 }
 
-/// Starts a node and gives it the image that no pod starts without.
+/// Starts a node, with the images of the seed.
 ///
 /// # Errors
 /// If a part doesn't start: with the end of its log.
-pub async fn start(layout: &Layout, pki: &Pki, node: &Node, pause: &Path) -> Result<()> {
+pub async fn start(layout: &Layout, pki: &Pki, node: &Node, seed: &Path) -> Result<()> {
     let folder = layout.node(node.name);
     for part in ["run", "cni", "podlogs", "kubelet", "volumes"] {
         let path = folder.join(part);
@@ -142,7 +144,10 @@ pub async fn start(layout: &Layout, pki: &Pki, node: &Node, pause: &Path) -> Res
     }
     cgroups::create(node.name)?;
     let containerd = folder.join("containerd.toml");
-    write_atomically(&containerd, containerd_config(layout, node).as_bytes())?;
+    write_atomically(
+        &containerd,
+        containerd_config(&folder, &layout.containerd_socket(node.name)).as_bytes(),
+    )?;
     write_atomically(
         &folder.join("cni/10-bridge.conflist"),
         cni_config(layout, node).as_bytes(),
@@ -150,6 +155,7 @@ pub async fn start(layout: &Layout, pki: &Pki, node: &Node, pause: &Path) -> Res
     let kubelet = folder.join("kubelet.json");
     write_atomically(&kubelet, kubelet_config(layout, pki, node).as_bytes())?;
 
+    seed::plant(seed, &folder.join("containerd")).await?;
     let d = daemon_of(
         node,
         "containerd",
@@ -157,29 +163,13 @@ pub async fn start(layout: &Layout, pki: &Pki, node: &Node, pause: &Path) -> Res
         &format!("-c {}", containerd.display()),
     );
     daemon::ensure(layout, &d).await?;
-    let socket = layout.containerd_socket(node.name).display().to_string();
-    until(
-        "containerd",
-        Duration::from_secs(30),
-        Duration::from_millis(100),
-        || async {
-            daemon::check(layout, &d.name)?;
-            ensure!(
-                succeeds(&["ctr", "-a", &socket, "version"]).await,
-                "no answer; {}",
-                daemon::tail(layout, &d.name)
-            );
-            Ok(())
-        },
-    )
-    .await
-    .with_context(|| format!("the node {}", node.name))?;
-    images::import(layout, node, pause, crate::image::inspect(pause)?.as_ref()).await?;
+    answers(layout, &d.name, &layout.containerd_socket(node.name)).await?;
 
     let arguments = format!(
-        "--config {} --kubeconfig {} --root-dir {} --hostname-override {} --node-ip {}",
+        "--config {} --kubeconfig {} --cert-dir {} --root-dir {} --hostname-override {} --node-ip {}",
         kubelet.display(),
         pki.kubeconfig(&format!("node-{}", node.name)).display(),
+        folder.join("kubelet-pki").display(),
         folder.join("kubelet").display(),
         node.name,
         node.address(),
@@ -202,6 +192,25 @@ pub async fn start(layout: &Layout, pki: &Pki, node: &Node, pause: &Path) -> Res
     .await
 }
 
+/// Waits until a containerd answers.
+///
+/// # Errors
+/// If it doesn't within half a minute, or has ended: with the end of its log.
+pub(crate) async fn answers(layout: &Layout, daemon: &str, socket: &Path) -> Result<()> {
+    let socket = socket.display().to_string();
+    let (limit, every) = (Duration::from_secs(30), Duration::from_millis(100));
+    until(daemon, limit, every, || async {
+        daemon::check(layout, daemon)?;
+        ensure!(
+            succeeds(&["ctr", "-a", &socket, "version"]).await,
+            "no answer; {}",
+            daemon::tail(layout, daemon)
+        );
+        Ok(())
+    })
+    .await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,7 +222,7 @@ mod tests {
         let pki = crate::control::pki(&layout);
         let [w1, w2, ..] = &NODES;
         for text in [
-            containerd_config(&layout, w2),
+            containerd_config(&layout.node(w2.name), &layout.containerd_socket(w2.name)),
             cni_config(&layout, w2),
             kubelet_config(&layout, &pki, w2),
         ] {

@@ -272,7 +272,7 @@ mod tests {
             .unwrap()
             .path = "/state/nodes/e1/volumes/pvc-other".into();
         assert_eq!(folder_to_remove(&layout(), &elsewhere), None);
-        let mut kept = volume.clone();
+        let mut kept = volume;
         kept.spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Retain".into());
         assert_eq!(folder_to_remove(&layout(), &kept), None);
     }

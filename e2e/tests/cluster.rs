@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::harness::{Harness, PATIENCE, Scope, condition, instances, wait_for};
+use e2e::harness::{Harness, Instance, PATIENCE, Scope, condition, instances, wait_for};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{
     Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
@@ -47,11 +47,18 @@ async fn a_store_is_placed_as_asked_and_rows_reach_every_standby() -> Result<()>
     let store = scope.wait_ready("consumers").await?;
 
     let all = instances(&store)?;
-    let regions: Vec<&str> = all.iter().map(|i| i.1.as_str()).collect();
+    let regions: Vec<&str> = all.iter().map(|i| i.region.as_str()).collect();
     assert_eq!(regions, ["us-west", "us-west", "us-east"]);
-    let zones: BTreeSet<&str> = all.iter().map(|i| i.2.as_str()).collect();
+    let zones: BTreeSet<&str> = all.iter().map(|i| i.zone.as_str()).collect();
     assert_eq!(zones.len(), 3, "spread over zones: {all:?}");
-    for (name, region, zone, node, ..) in &all {
+    for Instance {
+        name,
+        region,
+        zone,
+        node,
+        ..
+    } in &all
+    {
         let found = Api::<Node>::all(harness.client()).get(node).await?;
         assert_eq!(
             found.labels()["node-restriction.kubernetes.io/domicile-region"],
@@ -86,7 +93,7 @@ async fn a_store_is_placed_as_asked_and_rows_reach_every_standby() -> Result<()>
             .await?,
         "1000"
     );
-    for (name, ..) in &all {
+    for Instance { name, .. } in &all {
         sql_until(
             &scope,
             name,
@@ -257,10 +264,10 @@ async fn an_operator_killed_in_mid_creation_leaks_nothing() -> Result<()> {
         let first = format!("{store}-1");
         match *depth {
             "secret" => {
-                drop(wait_for(scope.api::<Secret>(), &format!("{store}-ca"), |_| true).await?)
+                drop(wait_for(scope.api::<Secret>(), &format!("{store}-ca"), |_| true).await?);
             }
             "claim" => {
-                drop(wait_for(scope.api::<PersistentVolumeClaim>(), &first, |_| true).await?)
+                drop(wait_for(scope.api::<PersistentVolumeClaim>(), &first, |_| true).await?);
             }
             _ => drop(wait_for(scope.api::<Pod>(), &first, |_| true).await?),
         }
@@ -420,7 +427,7 @@ async fn retained_volumes_are_taken_up_by_a_store_of_the_same_name() -> Result<(
     let harness = Harness::attach().await?;
     let scope = harness.namespace("e2e-retained").await?;
     let manifest = scope.manifest("consumers", &SAMPLE, |s| {
-        s["spec"]["deletionPolicy"] = json!("Retain")
+        s["spec"]["deletionPolicy"] = json!("Retain");
     });
     scope.apply(&manifest).await?;
     scope.wait_ready("consumers").await?;
@@ -525,11 +532,15 @@ async fn z_the_operator_is_upgraded_while_stores_serve() -> Result<()> {
         deployments
             .patch("domicile", &PatchParams::default(), &patch)
             .await?;
-        wait_for(deployments.clone(), "domicile", |d: &Deployment| {
-            d.status.as_ref().is_some_and(|s| {
-                s.ready_replicas.unwrap_or(0) == scale && s.replicas.unwrap_or(0) == scale
-            })
-        })
+        wait_for(
+            deployments.clone(),
+            "domicile-operator",
+            |d: &Deployment| {
+                d.status.as_ref().is_some_and(|s| {
+                    s.ready_replicas.unwrap_or(0) == scale && s.replicas.unwrap_or(0) == scale
+                })
+            },
+        )
         .await?;
         // Without an operator the store serves all the same.
         scope

@@ -121,6 +121,7 @@ pub(super) struct Tend {
     pub pending_restart: Vec<String>,
     pub pending_asked: Option<Instant>,
     pub trouble: Option<String>,
+    pub refusal: Option<String>,
 }
 
 enum Wake {
@@ -802,6 +803,6 @@ async fn ended(postgres: &mut Option<Postmaster>) -> Option<ExitStatus> {
 
 async fn changed(store: &mut watch::Receiver<Option<Arc<PrivacyDataStore>>>) {
     if store.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

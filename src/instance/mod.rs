@@ -93,11 +93,13 @@ pub async fn run_with(
     let listener = tokio::net::TcpListener::bind(config.http).await?;
     let (manager, view) = manager::Manager::new(config, api, stop)?;
     let children = manager.children();
-    // Dropped at the end, with the manager.
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(http::serve(listener, view));
     if std::process::id() == 1 {
         tasks.spawn(reaper::run(children));
     }
-    Box::pin(manager.run()).await
+    let result = Box::pin(manager.run()).await;
+    // Until the port is free again.
+    tasks.shutdown().await;
+    result
 }

@@ -170,6 +170,15 @@ pub fn next(seen: &Seen) -> Step {
     }
 }
 
+/// What keeps a PostgreSQL that runs from being started again, if it were stopped now; in words.
+#[must_use]
+pub fn complaint(seen: &Seen) -> Option<String> {
+    match wanted(seen) {
+        Err(Step::Fail(why)) if seen.process != Process::Stopped => Some(why),
+        _ => None,
+    }
+}
+
 /// Whether the store names another primary than this running one.
 fn displaced(seen: &Seen) -> bool {
     matches!(
@@ -480,6 +489,11 @@ mod tests {
         s.programs = Programs::Major(18);
         s.certificate = false;
         assert_eq!(next(&s), Step::Serve(Mode::Primary));
+        assert!(
+            complaint(&s)
+                .unwrap()
+                .contains("the image has PostgreSQL 18")
+        );
         s.store = None;
         assert_eq!(next(&s), Step::Serve(Mode::Primary));
         s.store = Some(StoreSeen {

@@ -122,6 +122,8 @@ pub fn command(dir: &Path, program: &str) -> Command {
     command
         .env("LC_ALL", "C")
         .env("TZ", "UTC")
+        // The manager's own directory may be closed to PostgreSQL's user where it is started by hand.
+        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -157,8 +159,7 @@ pub async fn output(
     let text = String::from_utf8_lossy(&out.stderr);
     let last = text
         .lines()
-        .filter(|l| !l.trim().is_empty())
-        .next_back()
+        .rfind(|l| !l.trim().is_empty())
         .unwrap_or("")
         .chars()
         .take(300)

@@ -46,15 +46,23 @@ pub async fn application(
     } else {
         "CREATE"
     };
+    // As a parameter, and from there by name: a statement's text is shown in pg_stat_activity, and libraries
+    // log it when they are asked to.
     let verifier = scram_sha_256(credentials.password.as_bytes());
-    session
-        .execute(&format!(
-            "{verb} ROLE {} LOGIN PASSWORD {}",
-            escape_identifier(&database.owner),
-            escape_literal(&verifier)
-        ))
-        .await
+    session.set(VERIFIER, &verifier).await?;
+    let body = format!(
+        "BEGIN EXECUTE format('{verb} ROLE %I LOGIN PASSWORD %L', {}, current_setting('{VERIFIER}')); END",
+        escape_literal(&database.owner)
+    );
+    let done = session
+        .execute(&format!("DO {}", escape_literal(&body)))
+        .await;
+    session.set(VERIFIER, "").await?;
+    done
 }
+
+/// The setting that carries a password's verifier from a parameter into a statement.
+const VERIFIER: &str = "domicile.verifier";
 
 /// Makes the application's database, if it isn't there.
 ///

@@ -117,6 +117,23 @@ impl Session {
             .map_err(|e| without_words(&e))
     }
 
+    /// Sets a setting of this session to a value that nobody may see.
+    ///
+    /// # Errors
+    /// As [`Session::execute`].
+    pub async fn set(&self, setting: &str, secret: &str) -> anyhow::Result<()> {
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
+            [&setting, &Secret(secret)];
+        let query = self
+            .client
+            .query("SELECT set_config($1, $2, false) IS NULL", &parameters);
+        tokio::time::timeout(self.limit, query)
+            .await
+            .context("PostgreSQL doesn't answer")?
+            .map_err(|e| without_words(&e))?;
+        Ok(())
+    }
+
     /// Whether a query returns any row. Its parameters are text.
     ///
     /// # Errors
@@ -132,6 +149,31 @@ impl Session {
             .map_err(|e| without_words(&e))?;
         Ok(!rows.is_empty())
     }
+}
+
+/// A text parameter that a log of parameters doesn't show.
+struct Secret<'a>(&'a str);
+
+impl std::fmt::Debug for Secret<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl tokio_postgres::types::ToSql for Secret<'_> {
+    fn to_sql(
+        &self,
+        ty: &tokio_postgres::types::Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<tokio_postgres::types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.0.to_sql(ty, out)
+    }
+
+    fn accepts(ty: &tokio_postgres::types::Type) -> bool {
+        <&str as tokio_postgres::types::ToSql>::accepts(ty)
+    }
+
+    tokio_postgres::types::to_sql_checked!();
 }
 
 /// An error without PostgreSQL's message.

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::http::Published;
 use super::manager::Manager;
-use super::plan::{Content, Mode, Step};
+use super::plan::{self, Content, Mode, Step};
 use super::postmaster::Stop;
 use super::report::{self, Facts};
 use super::settings::{self, Input};
@@ -26,6 +26,8 @@ use crate::api::privacy_data_store::{Durability, InstanceRole, InstanceStatus};
 const SLOT_GRACE: Duration = Duration::from_secs(60);
 /// How often parameters that wait for a restart are looked for.
 const PENDING_EVERY: Duration = Duration::from_secs(30);
+/// How long a standby is without a stream before PostgreSQL's reason is told.
+const SAY_WHY_AFTER: Duration = Duration::from_secs(5);
 /// How long a receiver may take to be cut before PostgreSQL is stopped instead.
 const CUT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -39,10 +41,13 @@ impl Manager {
             Mode::Primary | Mode::Founding if !vitals.in_recovery => {
                 self.note_streaming(&vitals);
                 self.keep_conf(mode);
-                if let Err(e) = self.keep_roles(mode).await {
-                    warn!("{e:#}");
-                    self.tend.trouble = Some(format!("{e:#}"));
+                let refusal = self.keep_roles(mode).await.err().map(|e| format!("{e:#}"));
+                if let Some(why) = &refusal
+                    && self.tend.refusal != refusal
+                {
+                    warn!("{why}");
                 }
+                self.tend.refusal = refusal;
                 if let Err(e) = self.keep_slots(&vitals).await {
                     warn!("can't keep the replication slots: {e:#}");
                 }
@@ -178,13 +183,14 @@ impl Manager {
         if let Some(credentials) = &self.credentials
             && self.tend.applied.as_ref() != Some(credentials)
         {
-            // A refusal is tried again only when the Secret changes or PostgreSQL restarts: it can't get
-            // better by itself, and each attempt costs the salting of a password.
             roles::application(session, &store.spec.database, credentials).await?;
             self.tend.applied = Some(credentials.clone());
             info!("the application's password is set");
         }
         if !self.tend.roles_made && mode == Mode::Founding {
+            if self.tend.applied.is_none() {
+                return Ok(());
+            }
             roles::database(session, &store.spec.database).await?;
         }
         self.tend.roles_made = true;
@@ -311,9 +317,14 @@ impl Manager {
         if streams {
             self.tend.silent_since = None;
             self.signs.clear_wal_gone();
+            self.signs.clear_fatal();
             return;
         }
         let since = *self.tend.silent_since.get_or_insert_with(Instant::now);
+        // Not for a short break: its words change with every attempt, and each change is a write.
+        if since.elapsed() >= SAY_WHY_AFTER {
+            self.tend.trouble = self.signs.last_fatal();
+        }
         if self.signs.wal_gone()
             && self.tend.stranded.is_none()
             && since.elapsed() >= self.config.timing.stranded_after
@@ -329,7 +340,8 @@ impl Manager {
 
     pub(super) fn report(&mut self, step: &Step) {
         let rule = self.tend.rule.render();
-        let notes = self.notes();
+        let mut notes = self.notes();
+        notes.extend(plan::complaint(&self.seen()));
         let trouble = self
             .tend
             .trouble
@@ -416,7 +428,7 @@ impl Manager {
 
     /// What a person should know though it keeps nobody from working.
     fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = self.tend.refusal.iter().cloned().collect();
         if let Some(tried) = &self.tried {
             if !tried.refused.is_empty() {
                 notes.push(format!(
@@ -453,6 +465,27 @@ impl Manager {
         }
     }
 
+    /// The identifier for the store to know. It's what opens a new database cluster to clients, so it is said
+    /// only once the application's role and database are made.
+    fn reported_identifier(&self) -> Option<String> {
+        let founding = self
+            .postgres
+            .as_ref()
+            .map_or_else(|| self.unknown_primary(), |p| p.mode() == Mode::Founding);
+        if founding && !self.tend.roles_made {
+            return None;
+        }
+        self.system_identifier()
+    }
+
+    /// Whether this is the primary of a store that knows no identifier.
+    fn unknown_primary(&self) -> bool {
+        self.store.as_ref().is_none_or(|s| {
+            store::primary(s) == Some(&self.config.instance)
+                && store::system_identifier(s).is_none()
+        })
+    }
+
     fn version(&self) -> Option<String> {
         match &self.programs {
             Some(Ok(p)) => Some(p.version.clone()),
@@ -468,7 +501,7 @@ impl Manager {
             ready: Some(verdict.ready.is_ok()),
             durable,
             address: Some(self.config.address.to_string()),
-            system_identifier: self.system_identifier(),
+            system_identifier: self.reported_identifier(),
             postgres_version: self.version(),
             message: verdict.message.clone(),
             ..InstanceStatus::default()

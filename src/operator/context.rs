@@ -39,6 +39,19 @@ pub async fn bounded<T>(
     }
 }
 
+/// An error as a person reads it: of an answer of the API server its message, not its anatomy.
+#[must_use]
+pub fn words(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(|cause| match cause.downcast_ref::<kube::Error>() {
+            Some(kube::Error::Api(status)) => status.message.clone(),
+            _ => cause.to_string(),
+        })
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
 /// Shared by all controllers of one operator process.
 pub struct Context {
     /// The API client.

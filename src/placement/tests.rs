@@ -256,7 +256,7 @@ proptest! {
         prop_assert_eq!(slots.len(), outcome.placed.len());
 
         // Unchanged input, unchanged placement, also from what was placed and in any order.
-        let mut shuffled = sites.clone();
+        let mut shuffled = sites;
         shuffled.reverse();
         prop_assert_eq!(&outcome, &place(&wants, &shuffled, &[], None));
         let mut existing = as_existing(&outcome.placed, fixed);

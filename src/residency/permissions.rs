@@ -59,7 +59,7 @@ impl Permissions {
     #[must_use]
     pub fn resolve<'a>(
         policy: &ResidencyPolicy,
-        regions: impl IntoIterator<Item = &'a Region> + Clone,
+        regions: impl IntoIterator<Item = &'a Region>,
     ) -> Self {
         let known: BTreeMap<&str, &Region> = regions
             .into_iter()
@@ -147,7 +147,7 @@ impl Permissions {
     #[must_use]
     pub fn published<'a>(
         &self,
-        regions: impl IntoIterator<Item = &'a Region> + Clone,
+        regions: &(impl IntoIterator<Item = &'a Region> + Clone),
     ) -> Vec<ResolvedPermit> {
         self.regions
             .iter()
@@ -265,7 +265,7 @@ mod tests {
         );
         assert!(p.permits(Data::Worker, "west") && !p.permits(Data::Worker, "east"));
         assert_eq!(p.unknown().collect::<Vec<_>>(), ["jurisdiction FR"]);
-        assert_eq!(p.published(&regions)[0].node_regions, ["west-1"]);
+        assert_eq!(p.published(&&regions)[0].node_regions, ["west-1"]);
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn policy_status(policy: &ResidencyPolicy, seen: &Seen, now: Timestamp) -> Resid
         conditions: conditions::merge(&old.conditions, &[verdict], policy.meta().generation, now),
         observed_generation: policy.meta().generation,
         used_by: i32::try_from(used_by).ok(),
-        permits: permissions.published(regions),
+        permits: permissions.published(&regions),
     }
 }
 
@@ -190,7 +190,7 @@ mod tests {
             node: "n".into(),
             region: Some("west".into()),
         };
-        assert_eq!(stamps(&seen(None)), [stamp.clone()]);
+        assert_eq!(stamps(&seen(None)), std::slice::from_ref(&stamp));
         assert_eq!(stamps(&seen(Some("elsewhere"))), [stamp]);
         assert_eq!(stamps(&seen(Some("west"))), []);
     }

@@ -17,11 +17,11 @@ use super::certificates::{self, Pair};
 use super::plan::{Object, Step};
 use crate::api::conditions::reasons;
 use crate::api::{PrivacyDataStore, labels, names};
-use crate::operator::context::{Context, bounded};
+use crate::operator::context::{Context, bounded, words};
 
 /// A step that didn't succeed.
 #[derive(Debug, thiserror::Error)]
-#[error("{step}: {source:#}")]
+#[error("{step}: {}", words(.source))]
 pub struct ApplyError {
     /// The step, in words.
     pub step: String,
@@ -351,10 +351,15 @@ impl Writer<'_> {
                 data.remove("endpoints");
             }
         }
-        let params = PatchParams::apply(names::OPERATOR_FIELD_MANAGER).force();
+        // A merge, not an apply: a port that somebody renumbered would otherwise be kept beside ours, and
+        // two of one name are refused for ever. A merge replaces lists whole. The uid is the one observed.
+        let params = PatchParams {
+            field_manager: Some(names::OPERATOR_FIELD_MANAGER.to_owned()),
+            ..Default::default()
+        };
         bounded(
             "update",
-            api.patch(&wanted.name_any(), &params, &Patch::Apply(&wanted)),
+            api.patch(&wanted.name_any(), &params, &Patch::Merge(&wanted)),
         )
         .await?;
         Ok(())

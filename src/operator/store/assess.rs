@@ -358,6 +358,7 @@ fn why_not_ready(
             }
             Some(
                 reason @ ("CrashLoopBackOff"
+                | "RunContainerError"
                 | "CreateContainerConfigError"
                 | "CreateContainerError"
                 | "InvalidImageName"),

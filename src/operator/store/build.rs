@@ -20,6 +20,9 @@ use crate::placement::Placed;
 /// comparison of the wanted fields alone can't see.
 pub const HASH: &str = "domicile.dev/hash";
 
+/// Where the init container sees the folder that the main container sees as [`paths::BIN`].
+const INJECT: &str = "/inject";
+
 /// What building needs beside the store.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -253,10 +256,10 @@ fn pod_spec(store: &PrivacyDataStore, place: &Placed, settings: &Settings, bound
         }],
         "initContainers": [{
             "name": "install", "image": settings.image, "imagePullPolicy": "IfNotPresent",
-            "command": ["/domicile", "install", paths::BIN],
+            "command": ["/domicile", "install", INJECT],
             "securityContext": container_security(),
             "resources": { "requests": { "cpu": "10m", "memory": "16Mi" } },
-            "volumeMounts": [{ "name": "bin", "mountPath": paths::BIN }],
+            "volumeMounts": [{ "name": "bin", "mountPath": INJECT }],
         }],
         "containers": [container(store, &instance)],
         "volumes": [

@@ -45,7 +45,7 @@ const CONCURRENCY: u16 = 8;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The world couldn't be read, or the status not written.
-    #[error("{0:#}")]
+    #[error("{}", super::context::words(.0))]
     Io(#[from] anyhow::Error),
     /// A step didn't succeed.
     #[error(transparent)]
@@ -151,6 +151,8 @@ fn blame(draft: &mut assess::Draft, error: &apply::ApplyError) {
     }
 }
 
+// The controller hands these over by value.
+#[allow(clippy::needless_pass_by_value)]
 fn on_error(guarded: Arc<Guarded>, error: &Error, ctx: Arc<Context>) -> Action {
     let (name, namespace) = (guarded.name_any(), guarded.namespace().unwrap_or_default());
     let failures = ctx.metrics.failed(&namespace, &name);

@@ -124,10 +124,10 @@ impl Observed {
             );
         } else if secret_name == names::ca_secret(store) {
             self.authority = certificates::facts(secret, "ca.crt");
-        } else if let Some(instance) = secret.labels().get(labels::INSTANCE) {
-            if let Some(facts) = certificates::facts(secret, "tls.crt") {
-                self.certificates.insert(instance.clone(), facts);
-            }
+        } else if let Some(instance) = secret.labels().get(labels::INSTANCE)
+            && let Some(facts) = certificates::facts(secret, "tls.crt")
+        {
+            self.certificates.insert(instance.clone(), facts);
         }
     }
 }

@@ -449,7 +449,9 @@ fn furnish(
             )),
             Some(found) if found.metadata.deletion_timestamp.is_some() => {}
             Some(found) if differs(kind, &wanted, found) => {
-                steps.push(Step::Update(kind, Box::new(wanted)))
+                let mut wanted = wanted;
+                wanted.metadata.uid.clone_from(&found.metadata.uid);
+                steps.push(Step::Update(kind, Box::new(wanted)));
             }
             Some(_) => {}
         }
@@ -562,7 +564,7 @@ fn populate(
             ));
         }
         Some(pod) if finished(pod) && pod.metadata.deletion_timestamp.is_none() => {
-            steps.push(delete_pod(pod))
+            steps.push(delete_pod(pod));
         }
         Some(_) => {}
     }

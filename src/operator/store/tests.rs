@@ -137,7 +137,7 @@ impl World {
         let uid = self.uid();
         match step.clone() {
             Step::AddFinalizer => {
-                self.store(|s| s.finalizers_mut().push(labels::STORE_FINALIZER.into()))
+                self.store(|s| s.finalizers_mut().push(labels::STORE_FINALIZER.into()));
             }
             Step::RemoveFinalizer => self.store(|s| s.finalizers_mut().clear()),
             Step::RecordPrimary { name, term } => self.store(|s| {
@@ -714,7 +714,7 @@ fn a_service_changed_by_hand_is_mended_and_endpoints_are_not_touched() {
         match kind {
             super::kinds::ChildKind::Service => object.data["spec"]["ports"][0]["port"] = json!(1),
             super::kinds::ChildKind::EndpointSlice => {
-                object.data["endpoints"] = json!([{ "addresses": ["198.18.0.1"] }])
+                object.data["endpoints"] = json!([{ "addresses": ["198.18.0.1"] }]);
             }
             _ => {}
         }
