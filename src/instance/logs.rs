@@ -25,6 +25,7 @@ pub struct Signs {
     disk_full: AtomicBool,
     client_errors: AtomicU64,
     last: Mutex<Option<String>>,
+    reason: Mutex<Option<String>>,
 }
 
 impl Signs {
@@ -59,6 +60,7 @@ impl Signs {
     /// A new start: what was said before no longer explains anything.
     pub fn clear_fatal(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn note(&self, record: &Record<'_>) {
@@ -84,8 +86,20 @@ impl Signs {
         if record.backend == "walreceiver" && gone {
             self.wal_gone.store(true, Ordering::Relaxed);
         }
-        if matches!(record.severity, "FATAL" | "PANIC") {
-            let text = record.text.chars().take(300).collect();
+        let text: String = record.text.chars().take(200).collect();
+        // "configuration file … contains errors" says what the line before it explains.
+        if record.severity == "LOG" && record.code != "00000" {
+            *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        } else if matches!(record.severity, "FATAL" | "PANIC") {
+            let reason = self
+                .reason
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            let text = match reason {
+                Some(reason) => format!("{text} ({reason})"),
+                None => text,
+            };
             *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
         }
     }
@@ -290,6 +304,13 @@ mod tests {
                     requested WAL segment 000000010000000000000002 has already been removed\n";
         relay(real.as_bytes(), signs.clone()).await;
         assert!(signs.wal_gone() && signs.last_fatal().is_some());
+        let explained = "domicile 2 22023 [postmaster] LOG:  invalid value for parameter\n\
+                         domicile 2 F0000 [postmaster] FATAL:  configuration file contains errors\n";
+        relay(explained.as_bytes(), signs.clone()).await;
+        assert_eq!(
+            signs.last_fatal().unwrap(),
+            "configuration file contains errors (invalid value for parameter)"
+        );
         relay(
             "domicile 3 53100 [checkpointer] PANIC:  could not write\n".as_bytes(),
             signs.clone(),
