@@ -1,5 +1,12 @@
 //! An instance on a real PostgreSQL: how it begins, who gets in, what survives.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can't go on should say so and stop"
+)]
+
 mod instance_bed;
 
 use std::time::Duration;
@@ -337,7 +344,7 @@ async fn a_volume_that_does_not_fit_is_left_alone() {
                 .as_mut()
                 .unwrap()
                 .system_identifier
-                .clone_from(&identifier)
+                .clone_from(&identifier);
         });
 
         // An emptied one.

@@ -1,5 +1,12 @@
 //! Two instances on a real PostgreSQL: streaming, the synchronous rule, and cutting.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can't go on should say so and stop"
+)]
+
 mod instance_bed;
 
 use std::path::Path;

@@ -33,10 +33,12 @@ fn kind(name: &str) -> ApiResource {
 struct World {
     server: ApiServer,
     operators: Vec<Child>,
+    provisioner: tokio::task::JoinHandle<Result<()>>,
 }
 
 impl Drop for World {
     fn drop(&mut self) {
+        self.provisioner.abort();
         for operator in &mut self.operators {
             drop(operator.kill());
             drop(operator.wait());
@@ -46,10 +48,20 @@ impl Drop for World {
 
 impl World {
     async fn new(admission: bool) -> Result<Self> {
+        let server = ApiServer::start().await?;
+        let layout = server.layout().clone();
         let world = Self {
-            server: ApiServer::start().await?,
+            server,
             operators: vec![],
+            provisioner: tokio::spawn(async move { e2e::provisioner::serve(&layout).await }),
         };
+        world
+            .apply(&json!({
+                "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+                "metadata": { "name": e2e::provisioner::CLASS, "annotations": { "storageclass.kubernetes.io/is-default-class": "true" } },
+                "provisioner": e2e::provisioner::NAME, "volumeBindingMode": "WaitForFirstConsumer",
+            }))
+            .await?;
         let crds = root().join("crds");
         world
             .kubectl(&["apply", "--server-side", "-f", &crds.display().to_string()])
@@ -507,7 +519,7 @@ async fn bad_input_is_refused_with_what_to_do() -> Result<()> {
             store(
                 &|s| s["spec"]["placement"] = json!([{ "region": "us-west", "instances": 1 }, { "region": "us-west", "instances": 1 }]),
             ),
-            "Duplicate value",
+            "duplicate entries",
         ),
         (
             store(&|s| s["spec"]["placement"][0]["instances"] = json!(1)),

@@ -3,10 +3,20 @@
 //! Owns starting and stopping PostgreSQL, the beginning of long work, and the pauses after failures.
 //! Never: chooses a step.
 
-IMPORTS
+use std::collections::BTreeMap;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+
+use super::jobs::CloneFrom;
+use super::manager::{Job, Manager, PARAMETERS_FACT, Task, Tend};
+use super::plan::{Mode, Step};
+use super::postmaster::{Postmaster, Stop};
+use super::{files, hba, jobs, programs, receiver, settings, store};
 
 impl Manager {
-    async fn act(&mut self, step: &Step) {
+    pub(super) async fn act(&mut self, step: &Step) {
         match step {
             Step::Wait(_) | Step::Fail(_) => {}
             Step::ClearLeftover => {
@@ -89,9 +99,8 @@ impl Manager {
             .ok()
             .and_then(|text| hba::user_name(&text, nix::unistd::geteuid().as_raw()))
             .unwrap_or_else(|| "postgres".to_owned());
-        let write = |name: &str, text: String| {
-            super::files::replace(&conf.join(name), text.as_bytes(), 0o600)
-        };
+        let write =
+            |name: &str, text: String| files::replace(&conf.join(name), text.as_bytes(), 0o600);
         write("pg_hba.conf", hba::hba())?;
         write("pg_ident.conf", hba::ident(&self.config.store, &user))?;
         if let Some(certificate) = &self.certificate {
@@ -144,7 +153,7 @@ impl Manager {
     }
 
     /// PostgreSQL ended.
-    fn ended(&mut self, status: Option<ExitStatus>) {
+    pub(super) fn ended(&mut self, status: Option<ExitStatus>) {
         let asked = self.stopping.take().is_some();
         let served = self.served_since.take();
         self.postgres = None;

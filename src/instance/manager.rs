@@ -12,38 +12,38 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::config::Config;
 use super::conninfo::Upstream;
 use super::http::{Published, View};
-use super::jobs::{self, CloneFrom, Tools, Tried};
+use super::jobs::{Tools, Tried};
 use super::logs::Signs;
 use super::metrics::Metrics;
-use super::plan::{self, Content, Mode, Process, Seen, Source, Step};
+use super::plan::{self, Content};
 use super::postmaster::{Postmaster, Stop};
-use super::programs::{self, Programs};
+use super::programs::Programs;
 use super::reaper::Children;
 use super::session::Session;
 use super::status::Status;
+use super::store;
 use super::sync::Rule;
 use super::tls::{self, Certificate, Credentials};
-use super::vitals::{self, Vitals};
+use super::vitals::Vitals;
 use super::volume::Volume;
-use super::{hba, receiver, settings, store};
 use crate::api::PrivacyDataStore;
 
-const STORE_FACT: &str = "store.json";
-const PARAMETERS_FACT: &str = "parameters.json";
+pub(super) const STORE_FACT: &str = "store.json";
+pub(super) const PARAMETERS_FACT: &str = "parameters.json";
 
 /// Work beside the loop, and what came of it.
-struct Task<T> {
-    handle: JoinHandle<T>,
-    result: Option<Result<T, tokio::task::JoinError>>,
+pub(super) struct Task<T> {
+    pub(super) handle: JoinHandle<T>,
+    pub(super) result: Option<Result<T, tokio::task::JoinError>>,
 }
 
 impl<T: Send + 'static> Task<T> {
-    fn spawn(work: impl Future<Output = T> + Send + 'static) -> Self {
+    pub(super) fn spawn(work: impl Future<Output = T> + Send + 'static) -> Self {
         Self {
             handle: tokio::spawn(work),
             result: None,
@@ -61,46 +61,46 @@ impl<T: Send + 'static> Task<T> {
     }
 }
 
-struct Job {
-    name: &'static str,
-    words: String,
-    begun: Instant,
-    task: Task<Result<(), String>>,
+pub(super) struct Job {
+    pub(super) name: &'static str,
+    pub(super) words: String,
+    pub(super) begun: Instant,
+    pub(super) task: Task<Result<(), String>>,
 }
 
 /// The manager of an instance.
 pub struct Manager {
     pub(super) config: Config,
     pub(super) api: store::Api,
-    stop: watch::Receiver<Option<Stop>>,
+    pub(super) stop: watch::Receiver<Option<Stop>>,
     pub(super) volume: Volume,
-    children: Children,
+    pub(super) children: Children,
     pub(super) signs: Arc<Signs>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) published: watch::Sender<Published>,
-    begun: Instant,
+    pub(super) begun: Instant,
     pub(super) store: Option<Arc<PrivacyDataStore>>,
-    live: bool,
+    pub(super) live: bool,
     pub(super) programs: Option<Result<Programs, String>>,
     pub(super) content: Content,
     pub(super) space: (u64, u64),
     pub(super) certificate: Option<Certificate>,
     pub(super) credentials: Option<Credentials>,
-    files_read: Option<Instant>,
+    pub(super) files_read: Option<Instant>,
     pub(super) postgres: Option<Postmaster>,
-    stopping: Option<Instant>,
+    pub(super) stopping: Option<Instant>,
     pub(super) session: Option<Session>,
     pub(super) vitals: Option<Vitals>,
-    served_since: Option<Instant>,
-    starts_in_vain: u32,
-    job: Option<Job>,
-    trial: Option<Task<Tried>>,
+    pub(super) served_since: Option<Instant>,
+    pub(super) starts_in_vain: u32,
+    pub(super) job: Option<Job>,
+    pub(super) trial: Option<Task<Tried>>,
     pub(super) tried: Option<Tried>,
     /// The user's parameters that PostgreSQL runs, or is next started, with.
     pub(super) parameters: BTreeMap<String, String>,
-    parameters_started: BTreeMap<String, String>,
+    pub(super) parameters_started: BTreeMap<String, String>,
     pub(super) fallen_back: bool,
-    failures: u32,
+    pub(super) failures: u32,
     pub(super) failed: Option<(String, Instant)>,
     pub(super) tend: Tend,
 }

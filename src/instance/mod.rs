@@ -10,10 +10,11 @@
 //! - the volume and files: [`volume`], [`tls`], [`files`], [`install`]
 //! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`]
 //! - the outside: [`store`] (the seam), [`apiserver`], [`http`], [`metrics`]
-//! - the loop: [`manager`], [`tend`]; process 1: [`reaper`]
+//! - the loop: [`manager`], and its four parts `observe`, `act`, `tend`, `say`; process 1: [`reaper`]
 //!
 //! Replication is direct, from PostgreSQL to PostgreSQL; [`receiver`] says why, and how it's cut.
 
+mod act;
 pub mod apiserver;
 pub mod config;
 pub mod conninfo;
@@ -25,6 +26,7 @@ pub mod jobs;
 pub mod logs;
 pub mod manager;
 pub mod metrics;
+mod observe;
 pub mod plan;
 pub mod postmaster;
 pub mod programs;
@@ -32,6 +34,7 @@ pub mod reaper;
 pub mod receiver;
 pub mod report;
 pub mod roles;
+mod say;
 pub mod session;
 pub mod settings;
 pub mod status;

@@ -3,10 +3,19 @@
 //! Owns how each is looked at, and what a look costs at most. Never: decides, or changes anything but what the
 //! manager remembers (and PostgreSQL's copy of its certificate, which has to be there before it is asked for).
 
-IMPORTS
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tracing::{info, warn};
+
+use super::manager::{Manager, PARAMETERS_FACT, STORE_FACT, Task};
+use super::plan::{self, Content, Process, Seen, Source};
+use super::session::Session;
+use super::tls::{Certificate, Credentials};
+use super::{files, jobs, programs, store, vitals};
 
 impl Manager {
-    async fn observe(&mut self) {
+    pub(super) async fn observe(&mut self) {
         self.take_store();
         self.read_files();
         if let Ok(space) = self.volume.space() {
@@ -234,7 +243,7 @@ impl Manager {
 
 /// Whether PostgreSQL says in its pid file that it accepts connections.
 fn accepting(data: &std::path::Path, pid: u32) -> bool {
-    let Ok(Some(bytes)) = super::files::read_bounded(&data.join("postmaster.pid"), 64 << 10) else {
+    let Ok(Some(bytes)) = files::read_bounded(&data.join("postmaster.pid"), 64 << 10) else {
         return false;
     };
     let text = String::from_utf8_lossy(&bytes);

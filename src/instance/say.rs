@@ -2,7 +2,17 @@
 //!
 //! Owns the gathering of what `report` judges, and who is told. Never: blocks on anybody who is told.
 
-IMPORTS
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::http::Published;
+use super::manager::Manager;
+use super::plan::{self, Content, Mode, Step};
+use super::report::{self, Facts};
+use super::status::{Receiver, Status, Synchronous};
+use super::store::{self, Endpoints, Wish};
+use super::{settings, sync};
+use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
 
 impl Manager {
     pub(super) fn report(&mut self, step: &Step) {
@@ -59,6 +69,26 @@ impl Manager {
             ready: verdict.ready,
             status,
         });
+    }
+
+    fn endpoints(&self, ready: bool) -> (Option<Endpoints>, Option<Endpoints>) {
+        let (Some(store), Some(vitals), true) = (&self.store, &self.vitals, ready) else {
+            return (None, None);
+        };
+        let term = store::term(store);
+        let standbys = vitals
+            .replicas
+            .iter()
+            .filter(|r| r.state == "streaming" && r.name != self.config.instance)
+            .filter_map(|r| store::entry(store, &r.name))
+            .filter(|e| e.ready == Some(true))
+            .filter_map(|e| e.address.as_deref()?.parse().ok())
+            .collect();
+        let endpoints = |addresses| Some(Endpoints { addresses, term });
+        (
+            endpoints(BTreeSet::from([self.config.address])),
+            endpoints(standbys),
+        )
     }
 
     fn wish(&self, mut wish: Wish) {

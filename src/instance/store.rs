@@ -187,6 +187,7 @@ pub fn seen(store: &PrivacyDataStore, source: Source) -> StoreSeen {
 mod tests {
     use super::*;
 
+    #[allow(clippy::needless_pass_by_value, reason = "called with literals")]
     fn store(status: serde_json::Value) -> PrivacyDataStore {
         serde_json::from_value(serde_json::json!({
             "apiVersion": "domicile.dev/v1alpha1", "kind": "PrivacyDataStore",

@@ -1,7 +1,7 @@
-//! Looking after a PostgreSQL that runs as it should, and saying how it is.
+//! Looking after a PostgreSQL that runs as it should.
 //!
-//! Owns, on a primary: roles, slots, the synchronous rule, the endpoints; on a standby: its upstream; on both:
-//! configuration, and the instance's words. Each is brought to what the store asks for on every turn, from
+//! Owns, on a primary: roles, slots, the synchronous rule; on a standby: its upstream; on both: the
+//! configuration. Each is brought to what the store asks for on every turn, from
 //! what is seen, so that nothing depends on a turn that was missed.
 //! Never: drops a slot that isn't an instance's of this store.
 
@@ -10,17 +10,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::http::Published;
 use super::manager::Manager;
-use super::plan::{self, Content, Mode, Step};
+use super::plan::Mode;
 use super::postmaster::Stop;
-use super::report::{self, Facts};
 use super::settings::{self, Input};
-use super::status::{Receiver, Status, Synchronous};
-use super::store::{self, Endpoints, Wish};
-use super::{files, receiver, roles, sync, vitals};
+use super::{files, receiver, roles, store, sync, vitals};
 use crate::api::names;
-use crate::api::privacy_data_store::{Durability, InstanceRole, InstanceStatus};
+use crate::api::privacy_data_store::Durability;
 
 /// A slot of an instance that is listed no more is kept this long: a list may be incomplete for a moment.
 const SLOT_GRACE: Duration = Duration::from_secs(60);
@@ -111,7 +107,7 @@ impl Manager {
         }
     }
 
-    fn others(&self) -> BTreeSet<String> {
+    pub(super) fn others(&self) -> BTreeSet<String> {
         self.store.as_ref().map_or_else(BTreeSet::new, |s| {
             sync::others(
                 &self.config.store,
@@ -122,7 +118,7 @@ impl Manager {
         })
     }
 
-    fn streaming(&self) -> BTreeMap<String, Duration> {
+    pub(super) fn streaming(&self) -> BTreeMap<String, Duration> {
         self.tend
             .streaming_since
             .iter()
@@ -244,26 +240,6 @@ impl Manager {
             }
         }
         Ok(())
-    }
-
-    fn endpoints(&self, ready: bool) -> (Option<Endpoints>, Option<Endpoints>) {
-        let (Some(store), Some(vitals), true) = (&self.store, &self.vitals, ready) else {
-            return (None, None);
-        };
-        let term = store::term(store);
-        let standbys = vitals
-            .replicas
-            .iter()
-            .filter(|r| r.state == "streaming" && r.name != self.config.instance)
-            .filter_map(|r| store::entry(store, &r.name))
-            .filter(|e| e.ready == Some(true))
-            .filter_map(|e| e.address.as_deref()?.parse().ok())
-            .collect();
-        let endpoints = |addresses| Some(Endpoints { addresses, term });
-        (
-            endpoints(BTreeSet::from([self.config.address])),
-            endpoints(standbys),
-        )
     }
 
     // --- standby

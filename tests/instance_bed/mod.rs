@@ -136,13 +136,15 @@ impl Authority {
     }
 }
 
+type Views = Vec<watch::Sender<Option<Arc<PrivacyDataStore>>>>;
+
 /// A store of instances, and the API server between them.
 pub struct Bed {
     pub dir: tempfile::TempDir,
     pub authority: Authority,
     subnet: u8,
     object: Arc<Mutex<PrivacyDataStore>>,
-    views: Arc<Mutex<Vec<watch::Sender<Option<Arc<PrivacyDataStore>>>>>>,
+    views: Arc<Mutex<Views>>,
     deaf: Arc<Mutex<bool>>,
 }
 
@@ -338,10 +340,7 @@ impl Bed {
     }
 }
 
-fn broadcast(
-    object: &Mutex<PrivacyDataStore>,
-    views: &Mutex<Vec<watch::Sender<Option<Arc<PrivacyDataStore>>>>>,
-) {
+fn broadcast(object: &Mutex<PrivacyDataStore>, views: &Mutex<Views>) {
     let view = Arc::new(object.lock().unwrap().clone());
     views
         .lock()

@@ -108,12 +108,8 @@ fn a_volume_with_data() {
         of("s-2", known(), cluster("7", true)),
         Step::Start(Mode::Standby)
     );
-    assert!(
-        failure(&of("s-1", known(), cluster("8", false))).contains("another database cluster")
-    );
-    assert!(
-        failure(&of("s-2", known(), cluster("8", true))).contains("another database cluster")
-    );
+    assert!(failure(&of("s-1", known(), cluster("8", false))).contains("another database cluster"));
+    assert!(failure(&of("s-2", known(), cluster("8", true))).contains("another database cluster"));
     assert!(failure(&of("s-1", known(), cluster("7", true))).contains("standby's copy"));
     assert!(failure(&of("s-2", known(), cluster("7", false))).contains("was a primary's"));
     assert!(failure(&of("s-1", known(), Content::Unusable("no".into()))).contains("no"));

@@ -10,11 +10,7 @@ fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn rendered(
-    major: u32,
-    user: &BTreeMap<String, String>,
-    floors: &BTreeMap<String, u64>,
-) -> String {
+fn rendered(major: u32, user: &BTreeMap<String, String>, floors: &BTreeMap<String, u64>) -> String {
     render(&Input {
         major,
         instance: "s-1",
