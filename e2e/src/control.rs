@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The names of the daemons, in the order in which they are started.
@@ -107,6 +107,9 @@ pub async fn start_storage(layout: &Layout, pki: &Pki, place: &Place) -> Result<
         pki.certificate("apiserver"),
         pki.key("apiserver"),
     );
+    let audit_policy = layout.root().join("audit-policy.json");
+    fs::write(&audit_policy, audit_policy_text())
+        .with_context(|| format!("writing {}", audit_policy.display()))?;
     let apiserver = place.daemon(
         "kube-apiserver",
         &KUBERNETES.path("kube-apiserver")?,
@@ -116,7 +119,8 @@ pub async fn start_storage(layout: &Layout, pki: &Pki, place: &Place) -> Result<
              --kubelet-certificate-authority {} --service-account-key-file {} --service-account-signing-key-file {} \
              --service-account-issuer https://kubernetes.default.svc --service-cluster-ip-range {SERVICE_NET} \
              --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction --allow-privileged \
-             --kubelet-preferred-address-types InternalIP --profiling=false",
+             --kubelet-preferred-address-types InternalIP --profiling=false \
+             --audit-policy-file {} --audit-log-path {} --audit-log-maxsize 500",
             place.advertise,
             place.bind,
             place.port,
@@ -128,9 +132,30 @@ pub async fn start_storage(layout: &Layout, pki: &Pki, place: &Place) -> Result<
             ca.display(),
             pki.service_account_public().display(),
             pki.key("service-accounts").display(),
+            audit_policy.display(),
+            audit_log(layout).display(),
         ),
     );
     daemon::ensure(layout, &apiserver).await
+}
+
+/// Where the API server writes down who wrote what: one JSON object a line.
+#[must_use]
+pub fn audit_log(layout: &Layout) -> PathBuf {
+    layout.logs().join("audit.log")
+}
+
+/// Every write, without its content; no reads.
+fn audit_policy_text() -> String {
+    serde_json::json!({
+        "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [
+            { "level": "None", "verbs": ["get", "list", "watch"] },
+            { "level": "Metadata" },
+        ],
+    })
+    .to_string()
 }
 
 /// Starts controller manager and scheduler.

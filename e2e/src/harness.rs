@@ -15,6 +15,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
+use crate::control::audit_log;
 use crate::testbed::TestBed;
 
 /// The policy under which the tests' stores live: primaries in us-west, standbys in us-west and us-east.
@@ -78,6 +79,60 @@ impl Harness {
         });
         self.bed.apply(&namespace.to_string()).await?;
         Ok(scope)
+    }
+}
+
+/// A write that the API server has written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// By whom.
+    pub user: String,
+    /// create, update, patch, delete …
+    pub verb: String,
+    /// Of which kind, in the plural.
+    pub resource: String,
+    /// Of which object.
+    pub object: String,
+}
+
+impl Harness {
+    /// The writes that the product (the operator's and the instances' accounts) has made since `begin`, read
+    /// from the API server's audit log: also those that changed nothing.
+    ///
+    /// # Errors
+    /// If the log can't be read.
+    pub fn writes(&self, begin: jiff::Timestamp) -> Result<Vec<Write>> {
+        let path = audit_log(self.bed.layout());
+        let log = std::fs::read_to_string(&path)
+            .with_context(|| format!("reading {}", path.display()))?;
+        let mut writes = Vec::new();
+        // The last line may still be being written.
+        for event in log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        {
+            let text = |pointer: &str| {
+                event
+                    .pointer(pointer)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            let user = text("/user/username");
+            let ours = user.starts_with("system:serviceaccount:domicile-system:")
+                || (user.starts_with("system:serviceaccount:") && user.ends_with("-instance"));
+            let at: jiff::Timestamp = text("/requestReceivedTimestamp").parse()?;
+            if ours && at >= begin {
+                let (resource, object) = (text("/objectRef/resource"), text("/objectRef/name"));
+                writes.push(Write {
+                    user,
+                    verb: text("/verb"),
+                    resource,
+                    object,
+                });
+            }
+        }
+        Ok(writes)
     }
 }
 

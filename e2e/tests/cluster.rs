@@ -530,7 +530,7 @@ async fn z_the_operator_is_upgraded_while_stores_serve() -> Result<()> {
     for scale in [0, 2] {
         let patch = Patch::Merge(json!({ "spec": { "replicas": scale } }));
         deployments
-            .patch("domicile", &PatchParams::default(), &patch)
+            .patch("domicile-operator", &PatchParams::default(), &patch)
             .await?;
         wait_for(
             deployments.clone(),
@@ -560,5 +560,53 @@ async fn z_the_operator_is_upgraded_while_stores_serve() -> Result<()> {
         .map(ResourceExt::uid)
         .collect();
     ensure!(before == after, "no pod was touched");
+    scope.remove().await
+}
+
+/// Nothing happens, so nothing is written: neither by the operator nor by an instance, the leader's lease aside.
+#[tokio::test]
+async fn zz_five_quiet_minutes_cost_the_api_server_nothing() -> Result<()> {
+    const QUIET: Duration = Duration::from_secs(300);
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-quiet").await?;
+    for store in ["one", "two"] {
+        scope.apply(&scope.manifest(store, &SAMPLE, |_| {})).await?;
+    }
+    for store in ["one", "two"] {
+        scope.wait_ready(store).await?;
+    }
+    // Whatever is still on its way has a minute to arrive; the log is all there is to ask.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let begin = jiff::Timestamp::now();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let writes = harness.writes(begin)?;
+        if writes.iter().all(|w| w.resource == "leases") {
+            break;
+        }
+        ensure!(
+            tokio::time::Instant::now() < deadline,
+            "still writing a minute after Ready: {writes:#?}"
+        );
+    }
+    let begin = jiff::Timestamp::now();
+    tokio::time::sleep(QUIET).await;
+    let writes = harness.writes(begin)?;
+    let (leases, others): (Vec<_>, Vec<_>) =
+        writes.into_iter().partition(|w| w.resource == "leases");
+    ensure!(
+        others.is_empty(),
+        "written in {QUIET:?} of quiet: {others:#?}"
+    );
+    ensure!(
+        !leases.is_empty(),
+        "the audit log shows the lease's renewals, or it shows nothing at all"
+    );
+    ensure!(
+        leases.len() as u64 <= QUIET.as_secs(),
+        "{} lease writes in {QUIET:?}",
+        leases.len()
+    );
+    println!("{} lease writes in {QUIET:?}, and no other", leases.len());
     scope.remove().await
 }

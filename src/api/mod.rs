@@ -9,6 +9,7 @@ pub mod conditions;
 pub mod crds;
 pub mod labels;
 pub mod names;
+pub mod parameters;
 pub mod privacy_data_store;
 pub mod region;
 pub mod residency_policy;

@@ -178,8 +178,10 @@ impl Manager {
             // Tried again at the longest pause only: each attempt costs a recovery, and writes.
             self.failures = self.failures.max(16);
             format!(
-                "the volume is full ({free} of {size} bytes are free), and PostgreSQL stopped: make room or \
-                 enlarge the volume"
+                "the volume is full ({} of {} MiB are free), and PostgreSQL stopped: make room or enlarge the \
+                 volume",
+                free >> 20,
+                size >> 20
             )
         } else {
             let said = self.signs.last_fatal();

@@ -121,7 +121,9 @@ async fn observe(stores: Api<PrivacyDataStore>, name: &str, to: watch::Sender<St
                 Ok(Some(watcher::Event::Delete(_))) => {
                     info!("the store's object is gone; what it said last stays");
                 }
-                Ok(Some(watcher::Event::Init | watcher::Event::InitDone)) => pause.reset(),
+                Ok(Some(watcher::Event::InitDone)) => pause.reset(),
+                // Only begins to ask: no sign yet that anybody answers.
+                Ok(Some(watcher::Event::Init)) => {}
                 Ok(None) => break,
                 Err(e) => {
                     warn!("can't watch the store: {}", reason(&e));

@@ -12,85 +12,7 @@ use std::path::Path;
 use super::conninfo::{self, Downstream, Upstream};
 use crate::api::names;
 
-/// Parameters of which Domicile says the value. A user's are ignored, with a message: the schema refuses
-/// most of them already, but an object may be older than its schema.
-pub const RESERVED: &[&str] = &[
-    "allow_alter_system",
-    "allow_system_table_mods",
-    "archive_command",
-    "archive_library",
-    "archive_mode",
-    "cluster_name",
-    "config_file",
-    "data_directory",
-    "db_user_namespace",
-    "debug_print_parse",
-    "debug_print_plan",
-    "debug_print_rewritten",
-    "external_pid_file",
-    "fsync",
-    "full_page_writes",
-    "hba_file",
-    "hot_standby",
-    "ident_file",
-    "idle_replication_slot_timeout",
-    "ignore_checksum_failure",
-    // Directives rather than parameters, but written the same way.
-    "include",
-    "include_dir",
-    "include_if_exists",
-    "lc_messages",
-    "listen_addresses",
-    "local_preload_libraries",
-    "log_destination",
-    "log_directory",
-    "log_duration",
-    "log_error_verbosity",
-    "log_line_prefix",
-    "log_min_duration_sample",
-    "log_min_duration_statement",
-    "log_min_error_statement",
-    "log_min_messages",
-    "log_parameter_max_length",
-    "log_parameter_max_length_on_error",
-    "log_statement",
-    "log_statement_sample_rate",
-    "log_transaction_sample_rate",
-    "logging_collector",
-    "max_replication_slots",
-    "max_slot_wal_keep_size",
-    "max_wal_senders",
-    "password_encryption",
-    "port",
-    "primary_conninfo",
-    "primary_slot_name",
-    "recovery_target_timeline",
-    "reserved_connections",
-    "restart_after_crash",
-    "restore_command",
-    "session_preload_libraries",
-    "shared_preload_libraries",
-    "ssl",
-    "ssl_ca_file",
-    "ssl_cert_file",
-    "ssl_crl_dir",
-    "ssl_crl_file",
-    "ssl_key_file",
-    "ssl_min_protocol_version",
-    "superuser_reserved_connections",
-    "synchronous_commit",
-    "synchronous_standby_names",
-    "unix_socket_directories",
-    "unix_socket_group",
-    "unix_socket_permissions",
-    "wal_level",
-    "wal_log_hints",
-    "wal_receiver_status_interval",
-    "wal_receiver_timeout",
-    "wal_retrieve_retry_interval",
-    "wal_sender_timeout",
-    "zero_damaged_pages",
-];
+pub use crate::api::parameters::{RESERVED, is_reserved};
 
 /// Parameters that on a standby may not be smaller than on its primary, as `pg_controldata` names them.
 pub const FLOORS: &[&str] = &[
@@ -155,8 +77,7 @@ pub fn split(user: &BTreeMap<String, String>) -> (BTreeMap<String, String>, Vec<
     let mut ignored = Vec::new();
     for (name, value) in user {
         let lower = name.to_ascii_lowercase();
-        let reserved = RESERVED.contains(&lower.as_str()) || lower.starts_with("auto_explain.");
-        if reserved || !well_formed(name) || value.contains(['\n', '\r', '\0']) {
+        if is_reserved(&lower) || !well_formed(name) || value.contains(['\n', '\r', '\0']) {
             ignored.push(name.clone());
         } else {
             kept.insert(name.clone(), value.clone());

@@ -147,16 +147,19 @@ impl Permissions {
     #[must_use]
     pub fn published<'a>(
         &self,
-        regions: &(impl IntoIterator<Item = &'a Region> + Clone),
+        regions: impl IntoIterator<Item = &'a Region>,
     ) -> Vec<ResolvedPermit> {
+        let defined: Vec<(&str, &Region)> = regions
+            .into_iter()
+            .filter_map(|r| Some((r.metadata.name.as_deref()?, r)))
+            .collect();
         self.regions
             .iter()
             .map(|(data, permitted)| {
-                let existing: BTreeMap<&str, &Region> = regions
-                    .clone()
-                    .into_iter()
-                    .filter_map(|r| Some((r.metadata.name.as_deref()?, r)))
+                let existing: BTreeMap<&str, &Region> = defined
+                    .iter()
                     .filter(|(name, _)| permitted.contains(*name))
+                    .copied()
                     .collect();
                 let node_regions: BTreeSet<String> = existing
                     .values()
@@ -265,7 +268,7 @@ mod tests {
         );
         assert!(p.permits(Data::Worker, "west") && !p.permits(Data::Worker, "east"));
         assert_eq!(p.unknown().collect::<Vec<_>>(), ["jurisdiction FR"]);
-        assert_eq!(p.published(&&regions)[0].node_regions, ["west-1"]);
+        assert_eq!(p.published(&regions)[0].node_regions, ["west-1"]);
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn policy_status(policy: &ResidencyPolicy, seen: &Seen, now: Timestamp) -> Resid
         conditions: conditions::merge(&old.conditions, &[verdict], policy.meta().generation, now),
         observed_generation: policy.meta().generation,
         used_by: i32::try_from(used_by).ok(),
-        permits: permissions.published(&regions),
+        permits: permissions.published(regions),
     }
 }
 
