@@ -3,6 +3,7 @@
 //! Owns the picture. Lag comes from the primary itself, through the API server's pod proxy; without the
 //! right to use it, everything else is still shown.
 
+use anyhow::Context as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, Client, ResourceExt};
 use std::fmt::Write as _;
@@ -38,7 +39,11 @@ pub async fn run(client: Client, namespace: &str, name: &str) -> anyhow::Result<
 
 async fn look(client: Client, namespace: &str, name: &str) -> anyhow::Result<Picture> {
     let stores: Api<PrivacyDataStore> = Api::namespaced(client.clone(), namespace);
-    let Some(store) = stores.get_opt(name).await? else {
+    let Some(store) = stores
+        .get_opt(name)
+        .await
+        .context("the API server can't be asked")?
+    else {
         anyhow::bail!(
             "there is no PrivacyDataStore {name} in namespace {namespace}; `kubectl get pds -A` lists all"
         );
