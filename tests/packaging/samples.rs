@@ -84,6 +84,7 @@ pub fn refusal(
     let observed = Observed {
         store: Arc::new(store.clone()),
         namespace_labels,
+        namespace_ending: false,
         policy: policy.cloned().map(Arc::new),
         regions: regions.iter().cloned().map(Arc::new).collect(),
         nodes: Vec::new(),

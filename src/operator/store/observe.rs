@@ -25,6 +25,8 @@ pub struct Observed {
     pub store: Arc<PrivacyDataStore>,
     /// Labels of its namespace.
     pub namespace_labels: BTreeMap<String, String>,
+    /// Its namespace is being deleted: nothing can be made in it any more.
+    pub namespace_ending: bool,
     /// The policy it refers to, if it exists.
     pub policy: Option<Arc<ResidencyPolicy>>,
     /// Every Region.
@@ -83,6 +85,9 @@ pub async fn observe(
     }
 
     let mut observed = Observed {
+        namespace_ending: namespace_object
+            .as_ref()
+            .is_none_or(|n| n.metadata.deletion_timestamp.is_some()),
         namespace_labels: namespace_object
             .map(|n| n.labels().clone())
             .unwrap_or_default(),

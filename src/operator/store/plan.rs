@@ -155,6 +155,12 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
             draft: assess::deleting(observed),
         };
     }
+    if observed.namespace_ending {
+        return Plan {
+            steps: Vec::new(),
+            draft: assess::deleting(observed),
+        };
+    }
     if store
         .annotations()
         .get(labels::PAUSE)

@@ -103,6 +103,7 @@ impl World {
             seen: Observed {
                 store: Arc::new(store(placement)),
                 namespace_labels: BTreeMap::new(),
+                namespace_ending: false,
                 policy: Some(policy(&["us-west"], &["us-west", "us-east"])),
                 regions: ["eu-central", "us-east", "us-west"].map(region).into(),
                 nodes,
@@ -694,6 +695,15 @@ fn retained_volumes_are_taken_up_beginning_with_the_last_primary() {
     );
     unknown.say(&plan);
     assert_eq!(unknown.condition(conditions::STALLED).0, "True");
+}
+
+#[test]
+fn in_a_namespace_that_is_being_deleted_nothing_is_made_again() {
+    let mut world = sample();
+    world.settle();
+    world.seen.namespace_ending = true;
+    world.seen.pods.clear();
+    assert!(world.plan().steps.is_empty());
 }
 
 #[test]
