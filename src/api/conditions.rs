@@ -44,6 +44,8 @@ pub mod reasons {
     pub const OUTSIDE: &str = "Outside";
     /// The scheduler can't place a pod.
     pub const UNSCHEDULABLE: &str = "Unschedulable";
+    /// The primary's volume claim is gone.
+    pub const VOLUME_LOST: &str = "VolumeLost";
     /// An instance can't go on by itself.
     pub const INSTANCE_FAILED: &str = "InstanceFailed";
     /// An object of a needed name belongs to somebody else.

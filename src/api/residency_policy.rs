@@ -21,7 +21,7 @@ use super::schema::{conditions_schema, label_map_schema};
     category = "domicile",
     shortname = "respol",
     derive = "PartialEq",
-    doc = "ResidencyPolicy says in which regions which kind of data may be, and on what basis. What is not listed in spec.permits is not permitted. Domicile never places, keeps serving or promotes a copy outside.",
+    doc = "ResidencyPolicy says in which regions which kind of data may be, and on what basis. What is not listed in spec.permits is not permitted. Domicile places nothing outside, and says in a store's condition Resident what it finds there.",
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether every region it names exists"),
     printcolumn(name = "Basis", type_ = "string", json_path = ".spec.basis", description = "Why the rule exists"),
     printcolumn(name = "Used by", type_ = "integer", json_path = ".status.usedBy", description = "Objects that refer to this policy"),
@@ -52,8 +52,9 @@ pub struct ResidencyPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<NamespaceSelector>,
 
-    /// What happens to a copy that is found outside: Fence stops it and cuts its replication; FenceAndErase
-    /// also erases its volume, once another copy is durable.
+    /// What is to happen to a copy that is found outside: Fence stops it and cuts its replication;
+    /// FenceAndErase also erases its volume, once another copy is durable. In this release such a copy is
+    /// reported (Resident=False) and not made again if it ends; it is not yet stopped.
     #[serde(default)]
     pub on_violation: OnViolation,
 }

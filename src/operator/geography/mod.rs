@@ -95,23 +95,59 @@ where
     DeserializeGuard<K>:
         Resource<DynamicType = K::DynamicType> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    watcher(api, config).default_backoff().filter_map(|event| async move {
-        let unreadable = |guard: DeserializeGuard<K>| match guard.0 {
-            Ok(object) => Some(object),
-            Err(error) => {
-                tracing::error!(object = ?error.metadata.name, error = %error.error, "an object can't be understood and counts as absent");
-                None
-            }
-        };
-        Some(Ok(match event {
-            Err(error) => return Some(Err(error)),
-            Ok(Event::Init) => Event::Init,
-            Ok(Event::InitDone) => Event::InitDone,
-            Ok(Event::InitApply(guard)) => Event::InitApply(unreadable(guard)?),
-            Ok(Event::Apply(guard)) => Event::Apply(unreadable(guard)?),
-            Ok(Event::Delete(guard)) => Event::Delete(unreadable(guard)?),
-        }))
-    })
+    // The last readable version of each, so that its removal can be told once it isn't readable any more:
+    // what is kept otherwise may permit more than what is written now.
+    let mut readable: HashMap<Option<String>, K> = HashMap::new();
+    watcher(api, config)
+        .default_backoff()
+        .filter_map(move |event| {
+            let event = match event {
+                Err(error) => Some(Err(error)),
+                Ok(Event::Init) => {
+                    readable.clear();
+                    Some(Ok(Event::Init))
+                }
+                Ok(Event::InitDone) => Some(Ok(Event::InitDone)),
+                Ok(Event::InitApply(guard)) => match read(guard, &mut readable) {
+                    Ok(object) => Some(Ok(Event::InitApply(object))),
+                    // Not there: the list that is being made doesn't have it.
+                    Err(_) => None,
+                },
+                Ok(Event::Apply(guard)) => match read(guard, &mut readable) {
+                    Ok(object) => Some(Ok(Event::Apply(object))),
+                    Err(last) => last.map(|last| Ok(Event::Delete(last))),
+                },
+                Ok(Event::Delete(guard)) => {
+                    let last = readable.remove(&guard.meta().name);
+                    guard
+                        .0
+                        .ok()
+                        .or(last)
+                        .map(|object| Ok(Event::Delete(object)))
+                }
+            };
+            std::future::ready(event)
+        })
+}
+
+/// The object, or the last readable version of one that isn't readable now.
+fn read<K: Resource + Clone>(
+    guard: DeserializeGuard<K>,
+    readable: &mut HashMap<Option<String>, K>,
+) -> Result<K, Option<K>>
+where
+    K::DynamicType: Default,
+{
+    match guard.0 {
+        Ok(object) => {
+            readable.insert(object.meta().name.clone(), object.clone());
+            Ok(object)
+        }
+        Err(error) => {
+            tracing::error!(object = ?error.metadata.name, error = %error.error, "an object can't be understood and counts as absent");
+            Err(readable.remove(&error.metadata.name))
+        }
+    }
 }
 
 fn keep<K, const N: usize>(

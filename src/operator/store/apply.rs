@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::build::{self, AppSecret};
 use super::certificates::{self, Pair};
-use super::plan::{Object, Step};
+use super::step::{Object, Step};
 use crate::api::conditions::reasons;
 use crate::api::{PrivacyDataStore, labels, names};
 use crate::operator::context::{Context, bounded, words};
@@ -86,7 +86,20 @@ impl Writer<'_> {
         match step {
             Step::AddFinalizer => self.add_finalizer().await,
             Step::RemoveFinalizer => self.remove_finalizer().await,
-            Step::RecordPrimary { name, term } => self.record_primary(name, *term).await,
+            Step::RecordPrimary {
+                name,
+                term,
+                instead_of,
+            } => {
+                self.record_primary(name, *term, instead_of.as_deref())
+                    .await
+            }
+            Step::MoveClaim {
+                name,
+                uid,
+                version,
+                zone,
+            } => self.move_claim(name, uid, version, zone).await,
             Step::CreateAuthority => self.create_authority().await,
             Step::IssueCertificate { instance, names } => {
                 self.issue_certificate(instance, names).await
@@ -153,15 +166,21 @@ impl Writer<'_> {
         }
     }
 
-    async fn record_primary(&self, name: &str, term: i64) -> anyhow::Result<()> {
-        // Conditional on what was read having no primary: two operators, or a stale one, can't both found.
+    async fn record_primary(
+        &self,
+        name: &str,
+        term: i64,
+        instead_of: Option<&str>,
+    ) -> anyhow::Result<()> {
+        // Conditional on what was read: two operators, or a stale one, can't both found.
         let current = bounded("read the store", self.stores().get(&self.name)).await?;
         anyhow::ensure!(
             current.uid() == self.store.uid(),
             "the store was replaced by another of the same name"
         );
+        let on_record = current.status.as_ref().and_then(|s| s.primary.as_deref());
         anyhow::ensure!(
-            current.status.as_ref().is_none_or(|s| s.primary.is_none()),
+            on_record == instead_of,
             "another operator has recorded a primary meanwhile"
         );
         let patch = json!({
@@ -385,6 +404,25 @@ impl Writer<'_> {
         let api = self.api(Object::Claim);
         bounded(
             "mark the primary's volume",
+            api.patch(name, &PatchParams::default(), &Patch::Merge(patch)),
+        )
+        .await?;
+        Ok(())
+    }
+
+    async fn move_claim(
+        &self,
+        name: &str,
+        uid: &str,
+        version: &str,
+        zone: &str,
+    ) -> anyhow::Result<()> {
+        let patch = json!({
+            "metadata": { "uid": uid, "resourceVersion": version, "labels": { labels::ZONE: zone } },
+        });
+        let api = self.api(Object::Claim);
+        bounded(
+            "move a claim",
             api.patch(name, &PatchParams::default(), &Patch::Merge(patch)),
         )
         .await?;

@@ -8,11 +8,14 @@
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
+use super::lifecycle::{Leader, ending, may_be_made, volume_lost};
 use super::observe::Observed;
 use super::plan::Instance;
 use super::validate::{Lawful, Problem, data_of_instance};
 use crate::api::conditions::{self, Verdict, reasons};
 use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
+use crate::api::residency_policy::Data;
+use crate::api::{labels, names};
 use crate::placement::Placement;
 use crate::residency::{Whereabouts, locate};
 
@@ -117,7 +120,7 @@ pub fn deleting(observed: &Observed) -> Draft {
 pub fn paused(observed: &Observed) -> Draft {
     let message = format!(
         "left alone while the annotation {} is \"true\"",
-        crate::api::labels::PAUSE
+        labels::PAUSE
     );
     kept(observed, (reasons::PAUSED, message), false, false)
 }
@@ -187,9 +190,9 @@ pub fn assess(
     lawful: &Lawful,
     placement: &Placement,
     instances: &[Instance<'_>],
-    primary: &str,
-    term: i64,
+    leader: Leader<'_>,
 ) -> Draft {
+    let primary = leader.name;
     let status = observed.store.status.clone().unwrap_or_default();
     let entry = |name: &str| status.instances.iter().find(|i| i.name == name);
     let ready = |i: &Instance<'_>| {
@@ -208,6 +211,17 @@ pub fn assess(
     let mut troubles: Vec<String> = Vec::new();
     troubles.extend(lawful.problems.iter().map(|p| p.message.clone()));
     troubles.extend(Some(no_node(observed, placement)).filter(|m| !m.is_empty()));
+    let residence = resident(observed, Some((lawful, primary)));
+    if residence.status != Some(true) {
+        troubles.push(residence.message.clone());
+    }
+    let lost = instances.iter().any(|i| volume_lost(observed, i, primary));
+    if lost {
+        troubles.push(format!(
+            "the volume claim of the primary {primary} is gone, and an empty one in its place would pass for the store's data: restore it, or, if the data is not needed, delete the store and its volume claims and make it anew"
+        ));
+    }
+    troubles.extend(oddities(observed, lawful, instances, primary));
     let mut pending = None;
     for instance in instances.iter().filter(|i| !ready(i)) {
         let (reason, words) = why_not_ready(observed, instance, entry(&instance.name));
@@ -233,6 +247,10 @@ pub fn assess(
                     .problems
                     .first()
                     .map_or(reasons::UNKNOWN, |p| p.reason)
+            } else if lost {
+                reasons::VOLUME_LOST
+            } else if residence.status == Some(false) {
+                reasons::OUTSIDE
             } else if !failed.is_empty() {
                 reasons::INSTANCE_FAILED
             } else if !placement.waiting.is_empty() {
@@ -250,7 +268,7 @@ pub fn assess(
             )
         };
     let all_well = reason == reasons::AS_SPECIFIED;
-    let stalled = !lawful.problems.is_empty() || !failed.is_empty();
+    let stalled = !lawful.problems.is_empty() || !failed.is_empty() || lost;
     let verdicts = vec![
         Verdict::new(conditions::READY, all_well, reason, message.clone()),
         Verdict::new(
@@ -270,13 +288,13 @@ pub fn assess(
             if stalled { message } else { String::new() },
         ),
         primary_serves,
-        resident(observed, Some(lawful)),
+        residence,
         durable(observed, Some(primary)),
     ];
     Draft {
         verdicts,
         summary: Some(summary),
-        term: Some(term),
+        term: Some(leader.term),
         primary: Some(primary.to_owned()),
         system_identifier: status.system_identifier.clone().or_else(|| {
             status
@@ -287,6 +305,43 @@ pub fn assess(
         }),
         instances: instances.iter().map(where_is).collect(),
     }
+}
+
+/// What is not as it should be, though nothing has failed.
+fn oddities(
+    observed: &Observed,
+    lawful: &Lawful,
+    instances: &[Instance<'_>],
+    primary: &str,
+) -> Vec<String> {
+    let mut all = Vec::new();
+    for instance in instances {
+        let (name, region) = (&instance.name, &instance.place.region);
+        if instance.claim.is_some_and(ending) {
+            all.push(format!(
+                "volume claim {name} is being deleted and goes, with its data, when the pod {name} ends"
+            ));
+        }
+        if !may_be_made(observed, lawful, instance, primary) && instance.pod.is_none() {
+            all.push(format!(
+                "{name} is not made: region {region} is not permitted for it by ResidencyPolicy {}",
+                lawful.permissions.policy()
+            ));
+        }
+        if name == primary
+            && observed
+                .store
+                .spec
+                .placement
+                .iter()
+                .all(|p| p.region != *region)
+        {
+            all.push(format!(
+                "primary {name} is in region {region}, for which spec.placement asks no instance"
+            ));
+        }
+    }
+    all
 }
 
 fn where_is(instance: &Instance<'_>) -> InstanceStatus {
@@ -414,8 +469,8 @@ fn available(observed: &Observed, primary: Option<&str>) -> Verdict {
 }
 
 /// Whether every running copy is on a node that is where the copy may be.
-fn resident(observed: &Observed, lawful: Option<&Lawful>) -> Verdict {
-    let Some(lawful) = lawful else {
+fn resident(observed: &Observed, lawful: Option<(&Lawful, &str)>) -> Verdict {
+    let Some((lawful, primary)) = lawful else {
         return Verdict::unknown(
             conditions::RESIDENT,
             reasons::UNKNOWN,
@@ -430,6 +485,7 @@ fn resident(observed: &Observed, lawful: Option<&Lawful>) -> Verdict {
             continue;
         };
         let name = pod.name_any();
+        let data = if name == primary { Data::Primary } else { data };
         let Some(node) = observed.nodes.iter().find(|n| n.name == node_name) else {
             unsure.push(format!(
                 "{name} is bound to node {node_name}, which is not known"
@@ -449,6 +505,18 @@ fn resident(observed: &Observed, lawful: Option<&Lawful>) -> Verdict {
                 "{name} is on node {node_name}, which Regions {} dispute",
                 regions.join(", ")
             )),
+        }
+    }
+    let store = observed.store.name_any();
+    for claim in &observed.claims {
+        let name = claim.name_any();
+        let region = claim.labels().get(labels::REGION);
+        let has_pod = observed.pods.iter().any(|p| p.name_any() == name);
+        if let Some(region) = region.filter(|_| names::slot(&store, &name).is_some() && !has_pod) {
+            let data = if name == primary { Data::Primary } else { data };
+            if let Err(refusal) = lawful.permissions.check(data, region) {
+                outside.push(format!("volume claim {name} is kept: {refusal}"));
+            }
         }
     }
     outside.sort();

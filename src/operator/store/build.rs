@@ -99,6 +99,7 @@ pub fn children(
     settings: &Settings,
 ) -> Vec<(ChildKind, DynamicObject)> {
     let name = store.name_any();
+    let total: i32 = store.spec.placement.iter().map(|p| p.instances).sum();
     let account = names::instance_account(&name);
     let selector = json!({ labels::STORE: name, labels::MANAGED_BY: labels::MANAGED_BY_VALUE });
     let postgres = json!({ "name": "postgres", "port": names::POSTGRES_PORT, "targetPort": names::POSTGRES_PORT, "protocol": "TCP" });
@@ -130,7 +131,9 @@ pub fn children(
             ChildKind::PodDisruptionBudget,
             json!({
                 "metadata": metadata(store, &name, &[]),
-                "spec": { "maxUnavailable": 1, "selector": { "matchLabels": selector } },
+                // Not maxUnavailable: that asks the pods' controller for its scale, which a store has none of,
+                // and then no eviction is ever allowed.
+                "spec": { "minAvailable": (total - 1).max(0), "selector": { "matchLabels": selector } },
             }),
         ),
     ];
@@ -208,12 +211,19 @@ pub fn claim(store: &PrivacyDataStore, place: &Placed, primary_term: Option<i64>
 /// Hash of everything that makes a running pod out of date when it changes.
 #[must_use]
 pub fn pod_hash(store: &PrivacyDataStore, place: &Placed, settings: &Settings) -> String {
-    hash(&pod_spec(store, place, settings, false))
+    hash(&pod_spec(store, place, settings, false, &BTreeMap::new()))
 }
 
-/// An instance's pod. `bound`: its volume exists, so the scheduler has no choice left.
+/// An instance's pod. `bound`: its volume exists, so the scheduler has no choice left. `witnesses`: labels
+/// that its node must carry beside the stamp; not part of the hash, so that an edited Region restarts nobody.
 #[must_use]
-pub fn pod(store: &PrivacyDataStore, place: &Placed, settings: &Settings, bound: bool) -> Value {
+pub fn pod(
+    store: &PrivacyDataStore,
+    place: &Placed,
+    settings: &Settings,
+    bound: bool,
+    witnesses: &BTreeMap<String, String>,
+) -> Value {
     let instance = names::instance(&store.name_any(), place.slot);
     let mut metadata = metadata(
         store,
@@ -226,11 +236,17 @@ pub fn pod(store: &PrivacyDataStore, place: &Placed, settings: &Settings, bound:
     metadata["annotations"] = json!({ labels::TEMPLATE_HASH: pod_hash(store, place, settings) });
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
-        "spec": pod_spec(store, place, settings, bound),
+        "spec": pod_spec(store, place, settings, bound, witnesses),
     })
 }
 
-fn pod_spec(store: &PrivacyDataStore, place: &Placed, settings: &Settings, bound: bool) -> Value {
+fn pod_spec(
+    store: &PrivacyDataStore,
+    place: &Placed,
+    settings: &Settings,
+    bound: bool,
+    witnesses: &BTreeMap<String, String>,
+) -> Value {
     let name = store.name_any();
     let instance = names::instance(&name, place.slot);
     let mut spec = json!({
@@ -245,7 +261,7 @@ fn pod_spec(store: &PrivacyDataStore, place: &Placed, settings: &Settings, bound
             "fsGroup": names::POD_UID, "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": { "type": "RuntimeDefault" },
         },
-        "affinity": affinity(store, place),
+        "affinity": affinity(store, place, witnesses),
         "topologySpreadConstraints": [{
             "topologyKey": labels::NODE_HOSTNAME, "maxSkew": 1,
             // Strict only while the choice is open: a volume that exists decides the node, and a strict rule
@@ -282,9 +298,16 @@ fn pod_spec(store: &PrivacyDataStore, place: &Placed, settings: &Settings, bound
 }
 
 /// The region is required, on the label that only the operator sets; so is the zone, where there is one.
-fn affinity(store: &PrivacyDataStore, place: &Placed) -> Value {
+fn affinity(
+    store: &PrivacyDataStore,
+    place: &Placed,
+    witnesses: &BTreeMap<String, String>,
+) -> Value {
     let mut expressions =
         vec![json!({ "key": labels::NODE_REGION, "operator": "In", "values": [place.region] })];
+    for (key, value) in witnesses {
+        expressions.push(json!({ "key": key, "operator": "In", "values": [value] }));
+    }
     if !place.zone.is_empty() {
         expressions
             .push(json!({ "key": labels::NODE_ZONE, "operator": "In", "values": [place.zone] }));
@@ -380,6 +403,27 @@ pub struct AppSecret {
     pub service: String,
     /// Where an application mounts the Secret, so that its driver finds `ca.crt`.
     pub mount: String,
+}
+
+/// The keys of the application's Secret.
+const APP_KEYS: [&str; 9] = [
+    "username", "password", "database", "host", "port", "hosts", "uri", "jdbc-uri", "ca.crt",
+];
+
+/// Whether the application's Secret has all its keys, and its URIs its password.
+#[must_use]
+pub fn coherent(secret: &k8s_openapi::api::core::v1::Secret) -> bool {
+    let text = |key: &str| {
+        let bytes = secret.data.as_ref().and_then(|d| d.get(key))?;
+        std::str::from_utf8(&bytes.0).ok()
+    };
+    let password = text("password").filter(|p| !p.is_empty());
+    let carried = |key: &str| {
+        password
+            .zip(text(key))
+            .is_some_and(|(p, uri)| uri.contains(p))
+    };
+    APP_KEYS.iter().all(|key| text(key).is_some()) && carried("uri") && carried("jdbc-uri")
 }
 
 /// Seconds that a driver gives one host before it tries the next.

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PublicKeyData,
 };
 use sha2::{Digest, Sha256};
 
@@ -24,6 +24,8 @@ const CLOCK_SKEW: SignedDuration = SignedDuration::from_hours(1);
 /// What is known of a certificate without its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
+    /// When it begins.
+    pub not_before: Timestamp,
     /// When it ends.
     pub not_after: Timestamp,
     /// SHA-256 of the authority's certificate beside it, in hex.
@@ -38,6 +40,8 @@ impl Facts {
     pub fn outdated(&self, now: Timestamp, authority: &str, names: &[String]) -> bool {
         now.saturating_add(RENEW_BEFORE)
             .is_ok_and(|soon| soon >= self.not_after)
+            // Made by a clock that has been set back since: nobody would accept it.
+            || self.not_before > now
             || self.authority != authority
             || names.iter().any(|name| !self.names.contains(name))
     }
@@ -51,17 +55,21 @@ pub struct Pair {
     pub key: String,
 }
 
-/// Reads what is known of the certificate under `key` of a Secret. `None` if it isn't a certificate, so that
-/// a damaged Secret is made anew.
+/// Reads what is known of the certificate under `certificate` of a Secret, whose key is under `key`. `None` if
+/// it isn't a certificate or the key isn't its own, so that a damaged Secret is made anew.
 #[must_use]
-pub fn facts(secret: &Secret, key: &str) -> Option<Facts> {
+pub fn facts(secret: &Secret, certificate: &str, key: &str) -> Option<Facts> {
     let data = secret.data.as_ref()?;
-    let (_, pem) = x509_parser::pem::parse_x509_pem(&data.get(key)?.0).ok()?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&data.get(certificate)?.0).ok()?;
+    let private = KeyPair::from_pem(std::str::from_utf8(&data.get(key)?.0).ok()?).ok()?;
     let authority = data
         .get("ca.crt")
         .map(|ca| fingerprint(&ca.0))
         .unwrap_or_default();
     let parsed = pem.parse_x509().ok()?;
+    if parsed.public_key().raw != private.subject_public_key_info() {
+        return None;
+    }
     let mut names: Vec<String> = parsed
         .subject_alternative_name()
         .ok()
@@ -79,6 +87,7 @@ pub fn facts(secret: &Secret, key: &str) -> Option<Facts> {
         .unwrap_or_default();
     names.sort();
     Some(Facts {
+        not_before: Timestamp::from_second(parsed.validity().not_before.timestamp()).ok()?,
         not_after: Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()?,
         authority,
         names,
@@ -184,8 +193,8 @@ mod tests {
     use super::*;
     use k8s_openapi::ByteString;
 
-    fn secret(pair: &Pair, ca: &str, key: &str) -> Secret {
-        let data = [(key, pair.certificate.as_str()), ("ca.crt", ca)];
+    fn secret(certificate: &str, key: &str, ca: &str) -> Secret {
+        let data = [("tls.crt", certificate), ("tls.key", key), ("ca.crt", ca)];
         Secret {
             data: Some(
                 data.iter()
@@ -196,13 +205,17 @@ mod tests {
         }
     }
 
+    fn read(certificate: &str, key: &str, ca: &str) -> Option<Facts> {
+        facts(&secret(certificate, key, ca), "tls.crt", "tls.key")
+    }
+
     #[test]
     fn a_certificate_is_renewed_before_its_end_after_a_new_authority_and_for_a_new_name() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let ca = new_authority("consumers", "records", now).unwrap();
         let wanted = dns_names("consumers", "records", "consumers-1");
         let leaf = issue(&ca, "consumers-1", &wanted, now).unwrap();
-        let facts = facts(&secret(&leaf, &ca.certificate, "tls.crt"), "tls.crt").unwrap();
+        let facts = read(&leaf.certificate, &leaf.key, &ca.certificate).unwrap();
         let authority = fingerprint(ca.certificate.as_bytes());
 
         assert!(!facts.outdated(now, &authority, &wanted));
@@ -216,16 +229,23 @@ mod tests {
             &authority,
             &wanted
         ));
+        assert!(
+            facts.outdated(now - SignedDuration::from_hours(2), &authority, &wanted),
+            "the clock went back"
+        );
         assert!(facts.outdated(now, "another", &wanted));
         assert!(facts.outdated(now, &authority, &["new.name".to_owned()]));
     }
 
     #[test]
     fn a_damaged_secret_has_no_facts() {
-        let broken = Pair {
-            certificate: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----".into(),
-            key: String::new(),
-        };
-        assert_eq!(facts(&secret(&broken, "", "tls.crt"), "tls.crt"), None);
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let ca = new_authority("consumers", "records", now).unwrap();
+        let other = new_authority("consumers", "records", now).unwrap();
+        assert!(read(&ca.certificate, &ca.key, "").is_some());
+        assert_eq!(read(&ca.certificate, &other.key, ""), None, "another's key");
+        assert_eq!(read(&ca.certificate, "", ""), None, "no key");
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";
+        assert_eq!(read(broken, &ca.key, ""), None);
     }
 }

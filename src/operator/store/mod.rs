@@ -8,10 +8,13 @@ pub mod apply;
 pub mod assess;
 pub mod build;
 pub mod certificates;
+pub mod found;
 pub mod kinds;
+pub mod lifecycle;
 pub mod observe;
 pub mod plan;
 pub mod report;
+pub mod step;
 pub mod validate;
 
 use futures::StreamExt;
@@ -122,12 +125,22 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
     let applied = apply::apply(&ctx, &observed.store, &plan.steps).await;
     let mut draft = plan.draft;
     if let Err(error) = &applied {
+        if plan
+            .steps
+            .iter()
+            .any(|s| matches!(s, step::Step::RecordPrimary { .. }))
+        {
+            // It may have been refused because another operator was first: its word stands.
+            let status = observed.store.status.as_ref();
+            draft.primary = status.and_then(|s| s.primary.clone());
+            draft.term = status.and_then(|s| s.term);
+        }
         blame(&mut draft, error);
     }
     let gone = plan
         .steps
         .iter()
-        .any(|s| matches!(s, plan::Step::RemoveFinalizer))
+        .any(|s| matches!(s, step::Step::RemoveFinalizer))
         && applied.is_ok();
     if !gone {
         report::report(&ctx, &observed.store, &draft, now).await?;
@@ -171,6 +184,9 @@ async fn complain(ctx: &Context, namespace: &str, name: &str, error: &str) -> an
     };
     let old: Vec<Condition> =
         serde_json::from_value(object.data["status"]["conditions"].clone()).unwrap_or_default();
+    if object.metadata.deletion_timestamp.is_some() {
+        return release(&api, &object).await;
+    }
     let message = format!("this object can't be understood, and is left alone: {error}");
     let verdicts = [
         Verdict::new(conditions::READY, false, reasons::INVALID, message.clone()),
@@ -189,6 +205,36 @@ async fn complain(ctx: &Context, namespace: &str, name: &str, error: &str) -> an
     bounded(
         "write the status",
         api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Lets a store go that can't be understood: its finalizer would hold its namespace for ever. Volumes are
+/// kept, whatever its deletion policy was.
+async fn release(
+    api: &Api<kube::api::DynamicObject>,
+    object: &kube::api::DynamicObject,
+) -> anyhow::Result<()> {
+    if !object
+        .finalizers()
+        .iter()
+        .any(|f| f == labels::STORE_FINALIZER)
+    {
+        return Ok(());
+    }
+    let left: Vec<&String> = object
+        .finalizers()
+        .iter()
+        .filter(|f| *f != labels::STORE_FINALIZER)
+        .collect();
+    let patch = json!({ "metadata": {
+        "uid": object.uid(), "resourceVersion": object.resource_version(), "finalizers": left,
+    } });
+    let name = object.name_any();
+    bounded(
+        "remove the finalizer",
+        api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)),
     )
     .await?;
     Ok(())

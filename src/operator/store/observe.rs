@@ -120,17 +120,16 @@ impl Observed {
         self.secrets
             .insert(secret_name.clone(), secret.uid().unwrap_or_default());
         if secret_name == names::app_secret(store) {
+            let hash = secret.annotations().get(super::build::HASH).cloned();
+            // A key removed or a password changed by hand: written anew, with the password that is there.
             self.app_secret = Some(
-                secret
-                    .annotations()
-                    .get(super::build::HASH)
-                    .cloned()
+                hash.filter(|_| super::build::coherent(secret))
                     .unwrap_or_default(),
             );
         } else if secret_name == names::ca_secret(store) {
-            self.authority = certificates::facts(secret, "ca.crt");
+            self.authority = certificates::facts(secret, "ca.crt", "ca.key");
         } else if let Some(instance) = secret.labels().get(labels::INSTANCE)
-            && let Some(facts) = certificates::facts(secret, "tls.crt")
+            && let Some(facts) = certificates::facts(secret, "tls.crt", "tls.key")
         {
             self.certificates.insert(instance.clone(), facts);
         }

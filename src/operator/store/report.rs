@@ -14,7 +14,7 @@ use serde_json::json;
 use super::assess::Draft;
 use crate::api::privacy_data_store::{InstanceStatus, PrivacyDataStoreStatus};
 use crate::api::{PrivacyDataStore, conditions, names};
-use crate::operator::context::{Context, bounded};
+use crate::operator::context::{Context, bounded, words};
 
 /// The operator's part of the status that `draft` comes to.
 #[must_use]
@@ -97,8 +97,13 @@ pub async fn report(
     }
     if let Some(event) = event(&old.conditions, &new.conditions) {
         // An event that can't be written must not fail the pass.
-        if let Err(error) = ctx.recorder.publish(&event, &store.object_ref(&())).await {
-            tracing::warn!(store = %store.name_any(), %namespace, %error, "event not written");
+        let told = bounded(
+            "write an event",
+            ctx.recorder.publish(&event, &store.object_ref(&())),
+        )
+        .await;
+        if let Err(error) = told {
+            tracing::warn!(store = %store.name_any(), %namespace, error = words(&error), "event not written");
         }
     }
     Ok(())

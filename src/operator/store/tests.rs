@@ -12,8 +12,9 @@ use std::sync::Arc;
 use super::build::{self, Settings};
 use super::certificates::Facts;
 use super::observe::Observed;
-use super::plan::{Object, Plan, Step, plan};
+use super::plan::{Plan, plan};
 use super::report;
+use super::step::{Object, Step};
 use crate::api::conditions::{self, reasons};
 use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
 use crate::api::region::{NodeWitnesses, RegionSpec};
@@ -141,9 +142,14 @@ impl World {
                 self.store(|s| s.finalizers_mut().push(labels::STORE_FINALIZER.into()));
             }
             Step::RemoveFinalizer => self.store(|s| s.finalizers_mut().clear()),
-            Step::RecordPrimary { name, term } => self.store(|s| {
+            Step::RecordPrimary {
+                name,
+                term,
+                instead_of,
+            } => self.store(|s| {
                 let status = s.status.get_or_insert_default();
-                assert!(status.primary.is_none(), "the primary is recorded once");
+                assert_eq!(status.primary, instead_of, "recorded over what was seen");
+                assert!(status.term.is_none_or(|t| t < term), "terms rise");
                 status.primary = Some(name);
                 status.term = Some(term);
             }),
@@ -185,6 +191,15 @@ impl World {
                 claim
                     .annotations_mut()
                     .insert(labels::PRIMARY_TERM.into(), term.to_string());
+            }
+            Step::MoveClaim { name, zone, .. } => {
+                let claim = self
+                    .seen
+                    .claims
+                    .iter_mut()
+                    .find(|c| c.name_any() == name)
+                    .unwrap();
+                claim.labels_mut().insert(labels::ZONE.into(), zone);
             }
             Step::ForgetInstance { name } => self.store(|s| {
                 for entry in s
@@ -420,6 +435,7 @@ fn ready() -> PodCondition {
 
 fn facts(authority: &str, names: &[String]) -> Facts {
     Facts {
+        not_before: NOW,
         not_after: NOW + SignedDuration::from_hours(24 * 90),
         authority: authority.into(),
         names: names.to_vec(),
@@ -645,6 +661,230 @@ fn shrinking_removes_the_instance_and_keeps_its_volume() {
     world.settle();
     assert_eq!(world.seen.pods.len(), 3, "and takes it up again");
     assert_eq!(world.seen.claims.len(), 3);
+}
+
+#[test]
+fn nobody_is_retired_before_the_successor_is_there() {
+    let mut world = World::new(&[("us-west", 2)]);
+    world.settle();
+    // The second instance is to move east, where no node is.
+    world.seen.nodes.retain(|n| n.name != "e1");
+    let spec = store(&[("us-west", 1), ("us-east", 1)]).spec;
+    world.store(|s| s.spec = spec);
+    world.settle();
+    assert_eq!(world.seen.pods.len(), 2, "the standby stays until then");
+    world.seen.nodes.push(node("e2", "us-east", "a"));
+    world.settle();
+    let names: Vec<String> = world.seen.pods.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(names, ["consumers-1", "consumers-3"]);
+}
+
+#[test]
+fn a_primary_whose_region_is_not_asked_for_stays_in_its_store() {
+    let mut world = World::new(&[("us-west", 2), ("us-east", 1)]);
+    world.seen.policy = Some(policy(&["us-west", "us-east"], &["us-west", "us-east"]));
+    world.settle();
+    let spec = store(&[("us-east", 2)]).spec;
+    world.store(|s| s.spec = spec);
+    world.seen.pods.retain(|p| p.name_any() != "consumers-1");
+    world.settle();
+    assert!(
+        world
+            .seen
+            .pods
+            .iter()
+            .any(|p| p.name_any() == "consumers-1"),
+        "and is made again"
+    );
+    assert!(world.seen.secrets.contains_key("consumers-1-tls"));
+    let (status, _, message) = world.condition(conditions::READY);
+    assert_eq!(status, "False");
+    assert!(
+        message.contains(
+            "primary consumers-1 is in region us-west, for which spec.placement asks no instance"
+        ),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_primary_in_a_region_no_longer_permitted_for_one_is_said_and_not_made_again() {
+    let mut world = World::new(&[("us-west", 1), ("us-east", 1)]);
+    world.settle();
+    world.seen.policy = Some(policy(&["us-east"], &["us-west", "us-east"]));
+    world.settle();
+    assert_eq!(world.condition(conditions::RESIDENT).0, "False");
+    assert_eq!(world.condition(conditions::READY).1, reasons::OUTSIDE);
+    world.seen.pods.retain(|p| p.name_any() != "consumers-1");
+    world.settle();
+    assert!(
+        world
+            .seen
+            .pods
+            .iter()
+            .all(|p| p.name_any() != "consumers-1")
+    );
+}
+
+/// The primary is recorded, then nothing more comes to pass, and the world changes.
+#[test]
+fn a_primary_on_record_that_was_never_made_is_not_made_where_none_may_be() {
+    let mut world = World::new(&[("us-west", 1), ("us-east", 1)]);
+    let plan = world.plan();
+    for step in &plan.steps {
+        world.execute(step);
+        if matches!(step, Step::RecordPrimary { .. }) {
+            break;
+        }
+    }
+    world.seen.nodes.retain(|n| !n.name.starts_with('w'));
+    for _ in 0..5 {
+        let plan = world.plan();
+        for step in &plan.steps {
+            world.execute(step);
+        }
+        world.run_pods();
+    }
+    assert!(
+        world.seen.claims.is_empty() && world.seen.pods.is_empty(),
+        "{:?}",
+        world.digest()
+    );
+    world.seen.nodes.push(node("w9", "us-west", "a"));
+    world.settle();
+    let status = world.seen.store.status.clone().unwrap();
+    let primary = status.primary.unwrap();
+    let claim = world
+        .seen
+        .claims
+        .iter()
+        .find(|c| c.name_any() == primary)
+        .unwrap();
+    assert_eq!(claim.labels()[labels::REGION], "us-west");
+}
+
+#[test]
+fn a_volume_claim_deleted_by_hand_is_said_and_its_pod_is_left_alone() {
+    let mut world = sample();
+    world.settle();
+    for claim in &mut world.seen.claims {
+        claim.metadata.deletion_timestamp = Some(Time(NOW));
+    }
+    world.store(|s| s.spec.postgres.image = "postgres:17.9".into());
+    let plan = world.plan();
+    assert!(plan.steps.is_empty(), "{:?}", plan.steps);
+    world.say(&plan);
+    let (_, _, message) = world.condition(conditions::READY);
+    assert!(
+        message.contains("volume claim consumers-1 is being deleted"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_lost_volume_of_the_primary_is_never_replaced_by_an_empty_one() {
+    let mut world = sample();
+    world.settle();
+    world.seen.claims.retain(|c| c.name_any() != "consumers-1");
+    world.seen.pods.retain(|p| p.name_any() != "consumers-1");
+    world.settle();
+    assert!(
+        world
+            .seen
+            .claims
+            .iter()
+            .all(|c| c.name_any() != "consumers-1")
+    );
+    assert_eq!(world.condition(conditions::STALLED).1, reasons::VOLUME_LOST);
+    // Made anew, the store doesn't begin with whatever volume there is.
+    let mut again = sample();
+    again.seen.claims = world.seen.claims.clone();
+    assert!(again.plan().steps.is_empty());
+}
+
+#[test]
+fn a_volume_is_marked_only_once_it_holds_the_data() {
+    let mut world = sample();
+    for step in world.plan().steps {
+        world.execute(&step);
+    }
+    let mark = |world: &World| {
+        world.seen.claims[0]
+            .annotations()
+            .get(labels::PRIMARY_TERM)
+            .cloned()
+    };
+    assert_eq!(mark(&world).as_deref(), Some("0"));
+    world.settle();
+    assert_eq!(mark(&world).as_deref(), Some("1"));
+}
+
+#[test]
+fn an_unbound_claim_follows_its_instance_to_another_zone() {
+    let mut world = sample();
+    for step in world.plan().steps {
+        world.execute(&step);
+    }
+    // Before any volume exists, the first zone is closed.
+    for node in world.seen.nodes.iter_mut().filter(|n| n.name == "w1") {
+        node.usable = false;
+    }
+    world.settle();
+    for claim in &world.seen.claims {
+        assert_ne!(
+            (
+                claim.labels()[labels::REGION].as_str(),
+                claim.labels()[labels::ZONE].as_str()
+            ),
+            ("us-west", "a")
+        );
+    }
+}
+
+#[test]
+fn a_bad_image_is_mended_though_another_pod_hangs_on_a_dead_node() {
+    let mut world = sample();
+    world.settle();
+    world.store(|s| s.spec.postgres.image = "no:such".into());
+    for _ in 0..2 {
+        for step in world.plan().steps {
+            world.execute(&step);
+        }
+    }
+    let stuck = world
+        .seen
+        .pods
+        .iter_mut()
+        .find(|p| p.name_any() == "consumers-3")
+        .unwrap();
+    stuck.metadata.deletion_timestamp = Some(Time(NOW));
+    world.store(|s| s.spec.postgres.image = "postgres:17".into());
+    let steps = world.plan().steps;
+    assert!(
+        matches!(&steps[..], [Step::Delete { name, .. }] if name == "consumers-2"),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn deleting_a_store_leaves_a_persons_own_claim() {
+    let mut world = sample();
+    world.store(|s| s.spec.deletion_policy = serde_json::from_value(json!("Delete")).unwrap());
+    world.settle();
+    let mut own = world.seen.claims[0].clone();
+    own.metadata.name = Some("restored".into());
+    world.seen.claims.push(own);
+    world.store(|s| s.metadata.deletion_timestamp = Some(Time(NOW)));
+    for step in world.plan().steps {
+        world.execute(&step);
+    }
+    let left: Vec<String> = world
+        .seen
+        .claims
+        .iter()
+        .map(ResourceExt::name_any)
+        .collect();
+    assert_eq!(left, ["restored"]);
 }
 
 #[test]

@@ -1,0 +1,337 @@
+//! The life of instances: made, replaced, retired, and let go.
+//!
+//! Pure. Never deletes the primary's pod while its volume claim is going away, never removes an instance
+//! before those that stay or are to come are ready, and never makes one where the policy doesn't permit it.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::ResourceExt;
+use std::collections::BTreeMap;
+
+use super::assess;
+use super::build::{self, Settings};
+use super::certificates;
+use super::found::initialised;
+use super::observe::Observed;
+use super::plan::{Instance, bound};
+use super::step::{Object, Step};
+use super::validate::{Lawful, data_of_instance};
+use crate::api::privacy_data_store::DeletionPolicy;
+use crate::api::residency_policy::Data;
+use crate::api::{labels, names};
+use crate::placement::Placement;
+
+/// Who is primary, and since which term.
+#[derive(Clone, Copy, Debug)]
+pub struct Leader<'a> {
+    /// The instance.
+    pub name: &'a str,
+    /// Its term.
+    pub term: i64,
+}
+
+/// An instance's certificate.
+pub fn certify(
+    observed: &Observed,
+    instance: &Instance<'_>,
+    now: Timestamp,
+    steps: &mut Vec<Step>,
+) {
+    let store = &observed.store;
+    let wanted = certificates::dns_names(
+        &store.name_any(),
+        &store.namespace().unwrap_or_default(),
+        &instance.name,
+    );
+    let authority = observed.authority.as_ref().map(|a| a.authority.as_str());
+    let current = observed.certificates.get(&instance.name);
+    let good = authority.is_some_and(|a| current.is_some_and(|c| !c.outdated(now, a, &wanted)));
+    if !good {
+        steps.push(Step::IssueCertificate {
+            instance: instance.name.clone(),
+            names: wanted,
+        });
+    }
+}
+
+/// Whether this instance may be made, or made again, where it is placed: the primary where a primary may be.
+#[must_use]
+pub fn may_be_made(
+    observed: &Observed,
+    lawful: &Lawful,
+    instance: &Instance<'_>,
+    primary: &str,
+) -> bool {
+    let total = observed
+        .store
+        .spec
+        .placement
+        .iter()
+        .map(|p| p.instances)
+        .sum();
+    let data = if instance.name == primary {
+        Data::Primary
+    } else {
+        data_of_instance(total)
+    };
+    lawful.permissions.permits(data, &instance.place.region)
+}
+
+/// Whether this is the primary of an initialised store, without a volume: an empty one in its place would
+/// pass for the store's data.
+#[must_use]
+pub fn volume_lost(observed: &Observed, instance: &Instance<'_>, primary: &str) -> bool {
+    instance.name == primary && instance.claim.is_none() && initialised(observed)
+}
+
+/// An instance's volume claim and pod.
+pub fn populate(
+    observed: &Observed,
+    lawful: &Lawful,
+    instance: &Instance<'_>,
+    leader: Leader<'_>,
+    settings: &Settings,
+    steps: &mut Vec<Step>,
+) {
+    let store = &observed.store;
+    if !may_be_made(observed, lawful, instance, leader.name)
+        || volume_lost(observed, instance, leader.name)
+    {
+        return;
+    }
+    match instance.claim {
+        None => {
+            // 0: the store is to begin here. The term follows once the volume is known to hold data.
+            let mark = (instance.name == leader.name).then_some(0);
+            steps.push(Step::Create(
+                Object::Claim,
+                Box::new(build::claim(store, &instance.place, mark)),
+            ));
+        }
+        Some(claim) => tend_claim(observed, instance, claim, leader, steps),
+    }
+    match instance.pod {
+        // A claim that is going away must go before its pod may use the name again.
+        None if instance.claim.is_some_and(ending) => {}
+        None => {
+            let witnesses = witnesses(observed, &instance.place.region);
+            let bound = instance.claim.is_some_and(bound);
+            let pod = build::pod(store, &instance.place, settings, bound, &witnesses);
+            steps.push(Step::Create(Object::Pod, Box::new(pod)));
+        }
+        Some(pod) if finished(pod) && pod.metadata.deletion_timestamp.is_none() => {
+            steps.push(delete_pod(pod));
+        }
+        Some(_) => {}
+    }
+}
+
+fn tend_claim(
+    observed: &Observed,
+    instance: &Instance<'_>,
+    claim: &PersistentVolumeClaim,
+    leader: Leader<'_>,
+    steps: &mut Vec<Step>,
+) {
+    let marked = claim
+        .annotations()
+        .get(labels::PRIMARY_TERM)
+        .and_then(|t| t.parse::<i64>().ok());
+    let holds_data = observed
+        .store
+        .status
+        .iter()
+        .flat_map(|s| &s.instances)
+        .any(|i| i.name == instance.name && i.system_identifier.is_some());
+    if instance.name == leader.name && holds_data && marked.is_none_or(|m| m < leader.term) {
+        steps.push(Step::MarkPrimaryVolume {
+            name: instance.name.clone(),
+            uid: claim.uid().unwrap_or_default(),
+            term: leader.term,
+        });
+    }
+    let labelled = claim
+        .labels()
+        .get(labels::ZONE)
+        .map(String::as_str)
+        .unwrap_or_default();
+    if !bound(claim) && labelled != instance.place.zone {
+        steps.push(Step::MoveClaim {
+            name: instance.name.clone(),
+            uid: claim.uid().unwrap_or_default(),
+            version: claim.resource_version().unwrap_or_default(),
+            zone: instance.place.zone.clone(),
+        });
+    }
+}
+
+/// The labels that a Region's nodes must carry: asked of the scheduler as well, so that a stamp which the
+/// operator hasn't taken back yet doesn't attract a pod.
+fn witnesses(observed: &Observed, region: &str) -> BTreeMap<String, String> {
+    let found = observed.regions.iter().find(|r| r.name_any() == region);
+    found
+        .map(|r| r.spec.nodes.labels.clone())
+        .unwrap_or_default()
+}
+
+/// On its way out.
+#[must_use]
+pub fn ending(claim: &PersistentVolumeClaim) -> bool {
+    claim.metadata.deletion_timestamp.is_some()
+}
+
+/// Evicted, or ended otherwise: such a pod never runs again.
+fn finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Failed" | "Succeeded"))
+}
+
+fn delete_pod(pod: &Pod) -> Step {
+    Step::Delete {
+        object: Object::Pod,
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+    }
+}
+
+/// Pods made from an older description are replaced one at a time, the primary last, and only while every
+/// other instance is ready: a bad image then costs one standby and no more. A pod that isn't ready itself
+/// may always be replaced, or a bad image could never be mended. Whether one was.
+///
+/// A pod whose claim is going away is left: its end would be the volume's. While that is the primary's,
+/// nobody is replaced, since the copies may be all there is soon.
+pub fn renew(
+    observed: &Observed,
+    instances: &[Instance<'_>],
+    primary: &str,
+    settings: &Settings,
+    steps: &mut Vec<Step>,
+) -> bool {
+    if instances
+        .iter()
+        .any(|i| i.name == primary && i.claim.is_none_or(ending))
+    {
+        return false;
+    }
+    let replaceable = |i: &&Instance<'_>| {
+        !i.claim.is_some_and(ending)
+            && i.pod.is_some_and(|pod| {
+                pod.metadata.deletion_timestamp.is_none()
+                    && pod.annotations().get(labels::TEMPLATE_HASH)
+                        != Some(&build::pod_hash(&observed.store, &i.place, settings))
+            })
+    };
+    let mut candidates: Vec<&Instance<'_>> = instances.iter().filter(replaceable).collect();
+    candidates.sort_by_key(|i| (assess::pod_ready(i.pod), i.name == primary, i.name.clone()));
+    let Some(next) = candidates.first() else {
+        return false;
+    };
+    // One that is ending isn't ready: no second is taken down before its successor is up.
+    let others_ready = instances
+        .iter()
+        .filter(|i| i.name != next.name)
+        .all(|i| assess::pod_ready(i.pod));
+    match next.pod {
+        Some(pod) if others_ready || !assess::pod_ready(next.pod) => {
+            steps.push(delete_pod(pod));
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Instances that are not wanted any more go once all that stay are ready and none is still to come, never
+/// the primary; and objects named after instances that are gone go with them.
+pub fn retire(observed: &Observed, placement: &Placement, primary: &str, steps: &mut Vec<Step>) {
+    let store = observed.store.name_any();
+    let staying: Vec<String> = placement
+        .placed
+        .iter()
+        .map(|p| names::instance(&store, p.slot))
+        .collect();
+    let pod = |name: &str| observed.pods.iter().find(|p| p.name_any() == name);
+    let complete =
+        placement.waiting.is_empty() && staying.iter().all(|name| assess::pod_ready(pod(name)));
+    if !placement.surplus.is_empty() && !complete {
+        return;
+    }
+    let going = |name: &str| {
+        name != primary && names::slot(&store, name).is_some() && staying.iter().all(|s| s != name)
+    };
+    for pod in &observed.pods {
+        if going(&pod.name_any()) && pod.metadata.deletion_timestamp.is_none() {
+            steps.push(delete_pod(pod));
+        }
+    }
+    for ((kind, name), object) in observed
+        .children
+        .iter()
+        .filter(|((_, name), _)| going(name))
+    {
+        let uid = object.metadata.uid.clone().unwrap_or_default();
+        steps.push(Step::Delete {
+            object: Object::Child(*kind),
+            name: name.clone(),
+            uid,
+        });
+    }
+    for (secret, uid) in &observed.secrets {
+        if secret.strip_suffix("-tls").is_some_and(going) {
+            steps.push(Step::Delete {
+                object: Object::Secret,
+                name: secret.clone(),
+                uid: uid.clone(),
+            });
+        }
+    }
+    if observed.store.spec.deletion_policy == DeletionPolicy::Delete {
+        steps.extend(delete_claims(observed, going));
+    }
+    let known = observed.store.status.iter().flat_map(|s| &s.instances);
+    for entry in known.filter(|e| going(&e.name) && pod(&e.name).is_none()) {
+        steps.push(Step::ForgetInstance {
+            name: entry.name.clone(),
+        });
+    }
+}
+
+/// Only what the operator has made: somebody's own claim may carry a store's label too.
+fn delete_claims(observed: &Observed, chosen: impl Fn(&str) -> bool) -> Vec<Step> {
+    let store = observed.store.name_any();
+    let ours = |c: &&PersistentVolumeClaim| {
+        names::slot(&store, &c.name_any()).is_some()
+            && c.labels()
+                .get(labels::MANAGED_BY)
+                .is_some_and(|v| v == labels::MANAGED_BY_VALUE)
+    };
+    observed
+        .claims
+        .iter()
+        .filter(ours)
+        .filter(|c| chosen(&c.name_any()) && !ending(c))
+        .map(|c| Step::Delete {
+            object: Object::Claim,
+            name: c.name_any(),
+            uid: c.uid().unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// Deletion: volumes as the policy says, then the store may go. Everything else has it as owner.
+#[must_use]
+pub fn farewell(observed: &Observed) -> Vec<Step> {
+    if !observed
+        .store
+        .finalizers()
+        .iter()
+        .any(|f| f == labels::STORE_FINALIZER)
+    {
+        return Vec::new();
+    }
+    let mut steps = match observed.store.spec.deletion_policy {
+        DeletionPolicy::Delete => delete_claims(observed, |_| true),
+        DeletionPolicy::Retain => Vec::new(),
+    };
+    steps.push(Step::RemoveFinalizer);
+    steps
+}

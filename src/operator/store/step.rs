@@ -1,0 +1,122 @@
+//! The writes of which a plan is made.
+//!
+//! Data only: printable, comparable by eye, executed by `apply` and decided by `plan`.
+
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+use serde_json::Value;
+use std::fmt;
+
+use super::build::AppSecret;
+use super::kinds::ChildKind;
+
+/// One write.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Hold the store's deletion until its volumes are dealt with.
+    AddFinalizer,
+    /// Let the store go.
+    RemoveFinalizer,
+    /// Durably say who is primary in which term.
+    RecordPrimary {
+        /// The instance.
+        name: String,
+        /// Its term.
+        term: i64,
+        /// Who was on record when this was decided.
+        instead_of: Option<String>,
+    },
+    /// Make the store's certificate authority.
+    CreateAuthority,
+    /// Make or renew an instance's certificate.
+    IssueCertificate {
+        /// The instance.
+        instance: String,
+        /// Its DNS names.
+        names: Vec<String>,
+    },
+    /// Make the application's Secret, or bring it up to date with its password kept.
+    WriteAppSecret(Box<AppSecret>),
+    /// Make an object that must not exist yet.
+    Create(Object, Box<Value>),
+    /// Bring an object of ours to what it should be.
+    Update(ChildKind, Box<DynamicObject>),
+    /// Delete exactly this object, not a namesake.
+    Delete {
+        /// Its kind.
+        object: Object,
+        /// Its name.
+        name: String,
+        /// Its uid: a re-created namesake is left alone.
+        uid: String,
+    },
+    /// Say on a volume claim since which term it holds the primary's data.
+    MarkPrimaryVolume {
+        /// The claim.
+        name: String,
+        /// Its uid.
+        uid: String,
+        /// The term.
+        term: i64,
+    },
+    /// Say on a volume claim that has no volume yet that its zone is another one.
+    MoveClaim {
+        /// The claim.
+        name: String,
+        /// Its uid.
+        uid: String,
+        /// Its version when this was decided: it may have got its volume meanwhile.
+        version: String,
+        /// The zone.
+        zone: String,
+    },
+    /// Remove what an instance that is gone said of itself from the store's status.
+    ForgetInstance {
+        /// The instance.
+        name: String,
+    },
+}
+
+/// The kind of object that a step makes or deletes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A pod.
+    Pod,
+    /// A volume claim.
+    Claim,
+    /// A Secret.
+    Secret,
+    /// One of [`ChildKind`].
+    Child(ChildKind),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddFinalizer => write!(f, "add the finalizer"),
+            Self::RemoveFinalizer => write!(f, "remove the finalizer"),
+            Self::RecordPrimary { name, term, .. } => {
+                write!(f, "record {name} as primary of term {term}")
+            }
+            Self::CreateAuthority => write!(f, "create the certificate authority"),
+            Self::IssueCertificate { instance, .. } => {
+                write!(f, "issue a certificate to {instance}")
+            }
+            Self::WriteAppSecret(_) => write!(f, "write the application's Secret"),
+            Self::Create(object, value) => {
+                write!(
+                    f,
+                    "create {object:?} {}",
+                    value["metadata"]["name"].as_str().unwrap_or_default()
+                )
+            }
+            Self::Update(kind, object) => write!(f, "update {kind:?} {}", object.name_any()),
+            Self::Delete { object, name, .. } => write!(f, "delete {object:?} {name}"),
+            Self::MarkPrimaryVolume { name, term, .. } => {
+                write!(f, "mark volume {name} as the primary's of term {term}")
+            }
+            Self::MoveClaim { name, zone, .. } => write!(f, "move claim {name} to zone {zone}"),
+            Self::ForgetInstance { name } => write!(f, "forget instance {name}"),
+        }
+    }
+}
