@@ -13,6 +13,7 @@ pub mod parameters;
 pub mod privacy_data_store;
 pub mod region;
 pub mod residency_policy;
+pub mod rights_targets;
 pub mod rights_workflow;
 pub mod schema;
 

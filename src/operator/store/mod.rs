@@ -16,6 +16,7 @@ pub mod plan;
 pub mod report;
 pub mod step;
 pub mod validate;
+mod verdicts;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};

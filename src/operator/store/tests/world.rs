@@ -1,0 +1,445 @@
+//! A store's world in memory, in which a plan's steps take effect as the API server, the scheduler, kubelets
+//! and instances would have it.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodCondition, PodStatus};
+use kube::ResourceExt;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::super::build::Settings;
+use super::super::certificates::Facts;
+use super::super::observe::Observed;
+use super::super::plan::{Plan, plan};
+use super::super::report;
+use super::super::step::{Object, Step};
+use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
+use crate::api::region::{NodeWitnesses, RegionSpec};
+use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, labels, names};
+use crate::residency::NodeFacts;
+
+pub(super) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+pub(super) fn settings() -> Settings {
+    Settings {
+        image: "domicile:test".into(),
+        ipv6: false,
+    }
+}
+
+pub(super) fn node(name: &str, region: &str, zone: &str) -> NodeFacts {
+    let labels = [
+        (labels::NODE_TOPOLOGY_REGION, region),
+        (labels::NODE_ZONE, zone),
+        (labels::NODE_REGION, region),
+    ];
+    NodeFacts {
+        name: name.into(),
+        labels: labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        provider_id: None,
+        usable: true,
+    }
+}
+
+pub(super) fn region(name: &str) -> Arc<Region> {
+    let labels = [(labels::NODE_TOPOLOGY_REGION.to_owned(), name.to_owned())].into();
+    let nodes = NodeWitnesses {
+        labels,
+        provider_id_prefix: None,
+    };
+    Arc::new(Region::new(
+        name,
+        RegionSpec {
+            jurisdictions: vec![],
+            nodes,
+        },
+    ))
+}
+
+pub(super) fn policy(primary: &[&str], standby: &[&str]) -> Arc<ResidencyPolicy> {
+    let spec = json!({
+        "basis": "Policy", "citation": "Records policy 12",
+        "permits": [{ "data": "Primary", "regions": primary }, { "data": "Standby", "regions": standby }],
+    });
+    Arc::new(ResidencyPolicy::new(
+        "records",
+        serde_json::from_value(spec).unwrap(),
+    ))
+}
+
+pub(super) fn store(placement: &[(&str, i32)]) -> PrivacyDataStore {
+    let placement: Vec<_> = placement
+        .iter()
+        .map(|(r, n)| json!({ "region": r, "instances": n }))
+        .collect();
+    let spec = json!({
+        "residencyPolicyRef": { "name": "records" }, "placement": placement, "storage": { "size": "1Gi" },
+    });
+    let mut store = PrivacyDataStore::new("consumers", serde_json::from_value(spec).unwrap());
+    store.metadata.namespace = Some("ns".into());
+    store.metadata.uid = Some("store-uid".into());
+    store.metadata.generation = Some(1);
+    store
+}
+
+/// A world in memory in which steps take effect as the API server, kubelets and instances would have it.
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub(super) seen: Observed,
+    uids: u32,
+}
+
+impl World {
+    pub(super) fn new(placement: &[(&str, i32)]) -> Self {
+        let nodes = vec![
+            node("w1", "us-west", "a"),
+            node("w2", "us-west", "b"),
+            node("e1", "us-east", "a"),
+            node("c1", "eu-central", "a"),
+        ];
+        Self {
+            seen: Observed {
+                store: Arc::new(store(placement)),
+                namespace_labels: BTreeMap::new(),
+                namespace_ending: false,
+                policy: Some(policy(&["us-west"], &["us-west", "us-east"])),
+                regions: ["eu-central", "us-east", "us-west"].map(region).into(),
+                nodes,
+                pods: vec![],
+                claims: vec![],
+                children: BTreeMap::new(),
+                authority: None,
+                certificates: BTreeMap::new(),
+                app_secret: None,
+                secrets: BTreeMap::new(),
+            },
+            uids: 0,
+        }
+    }
+
+    pub(super) fn plan(&self) -> Plan {
+        plan(&self.seen, &settings(), NOW)
+    }
+
+    pub(super) fn uid(&mut self) -> String {
+        self.uids += 1;
+        format!("uid-{}", self.uids)
+    }
+
+    pub(super) fn store(&mut self, change: impl FnOnce(&mut PrivacyDataStore)) {
+        let mut store = (*self.seen.store).clone();
+        change(&mut store);
+        self.seen.store = Arc::new(store);
+    }
+
+    pub(super) fn execute(&mut self, step: &Step) {
+        let uid = self.uid();
+        match step.clone() {
+            Step::AddFinalizer => {
+                self.store(|s| s.finalizers_mut().push(labels::STORE_FINALIZER.into()));
+            }
+            Step::RemoveFinalizer => self.store(|s| s.finalizers_mut().clear()),
+            Step::RecordPrimary {
+                name,
+                term,
+                instead_of,
+            } => self.store(|s| {
+                let status = s.status.get_or_insert_default();
+                assert_eq!(status.primary, instead_of, "recorded over what was seen");
+                assert!(status.term.is_none_or(|t| t < term), "terms rise");
+                status.primary = Some(name);
+                status.term = Some(term);
+            }),
+            Step::CreateAuthority => {
+                self.seen.authority = Some(facts("ca", &[]));
+                self.seen.secrets.insert("consumers-ca".into(), uid);
+            }
+            Step::IssueCertificate { instance, names } => {
+                assert!(
+                    self.seen.authority.is_some(),
+                    "no certificate without an authority"
+                );
+                self.seen
+                    .certificates
+                    .insert(instance.clone(), facts("ca", &names));
+                self.seen.secrets.insert(names::tls_secret(&instance), uid);
+            }
+            Step::WriteAppSecret(secret) => {
+                self.seen.app_secret = Some(secret.hash("ca"));
+                self.seen.secrets.insert("consumers-app".into(), uid);
+            }
+            Step::Create(object, mut value) => {
+                value["metadata"]["uid"] = json!(uid);
+                self.create(object, *value);
+            }
+            Step::Update(kind, object) => {
+                self.seen
+                    .children
+                    .insert((kind, object.name_any()), *object);
+            }
+            Step::Delete { object, name, uid } => self.delete(object, &name, &uid),
+            Step::MarkPrimaryVolume { name, term, .. } => {
+                let claim = self
+                    .seen
+                    .claims
+                    .iter_mut()
+                    .find(|c| c.name_any() == name)
+                    .unwrap();
+                claim
+                    .annotations_mut()
+                    .insert(labels::PRIMARY_TERM.into(), term.to_string());
+            }
+            Step::MoveClaim { name, zone, .. } => {
+                let claim = self
+                    .seen
+                    .claims
+                    .iter_mut()
+                    .find(|c| c.name_any() == name)
+                    .unwrap();
+                claim.labels_mut().insert(labels::ZONE.into(), zone);
+            }
+            Step::ForgetInstance { name } => self.store(|s| {
+                for entry in s
+                    .status
+                    .iter_mut()
+                    .flat_map(|s| &mut s.instances)
+                    .filter(|e| e.name == name)
+                {
+                    *entry = InstanceStatus {
+                        name: name.clone(),
+                        region: entry.region.clone(),
+                        ..Default::default()
+                    };
+                }
+            }),
+        }
+    }
+
+    pub(super) fn create(&mut self, object: Object, value: serde_json::Value) {
+        match object {
+            Object::Pod => {
+                let pod: Pod = serde_json::from_value(value).unwrap();
+                assert!(
+                    self.seen.store.status.as_ref().unwrap().primary.is_some(),
+                    "intent before effect"
+                );
+                assert!(
+                    self.seen
+                        .claims
+                        .iter()
+                        .any(|c| c.name_any() == pod.name_any()),
+                    "volume before pod"
+                );
+                assert!(
+                    self.seen
+                        .secrets
+                        .contains_key(&names::tls_secret(&pod.name_any())),
+                    "certificate before pod"
+                );
+                assert!(
+                    self.seen
+                        .pods
+                        .iter()
+                        .all(|p| p.name_any() != pod.name_any())
+                );
+                self.seen.pods.push(pod);
+            }
+            Object::Claim => {
+                let claim: PersistentVolumeClaim = serde_json::from_value(value).unwrap();
+                assert!(
+                    claim.owner_references().is_empty(),
+                    "volumes outlive the store"
+                );
+                self.seen.claims.push(claim);
+            }
+            Object::Secret => unreachable!("Secrets have steps of their own"),
+            Object::Child(kind) => {
+                let object: kube::api::DynamicObject = serde_json::from_value(value).unwrap();
+                self.seen.children.insert((kind, object.name_any()), object);
+            }
+        }
+    }
+
+    pub(super) fn delete(&mut self, object: Object, name: &str, uid: &str) {
+        assert!(
+            !uid.is_empty() || matches!(object, Object::Child(_)),
+            "a delete carries the uid"
+        );
+        match object {
+            Object::Pod => self.seen.pods.retain(|p| p.name_any() != name),
+            Object::Claim => self.seen.claims.retain(|c| c.name_any() != name),
+            Object::Secret => {
+                self.seen.secrets.remove(name);
+                if let Some(instance) = name.strip_suffix("-tls") {
+                    self.seen.certificates.remove(instance);
+                }
+            }
+            Object::Child(kind) => {
+                self.seen.children.remove(&(kind, name.to_owned()));
+            }
+        }
+    }
+
+    /// Scheduler, volumes and instances do their part: every pod whose region has a usable node runs.
+    pub(super) fn run_pods(&mut self) {
+        let nodes = self.seen.nodes.clone();
+        let primary = self
+            .seen
+            .store
+            .status
+            .as_ref()
+            .and_then(|s| s.primary.clone());
+        for pod in &mut self.seen.pods {
+            let wanted = pod.labels()[labels::REGION].clone();
+            let Some(node) = nodes
+                .iter()
+                .find(|n| n.usable && n.labels.get(labels::NODE_REGION) == Some(&wanted))
+            else {
+                continue;
+            };
+            pod.spec.as_mut().unwrap().node_name = Some(node.name.clone());
+            pod.status = Some(PodStatus {
+                phase: Some("Running".into()),
+                conditions: Some(vec![ready()]),
+                ..PodStatus::default()
+            });
+            for claim in self
+                .seen
+                .claims
+                .iter_mut()
+                .filter(|c| c.name_any() == pod.metadata.name.clone().unwrap_or_default())
+            {
+                claim.spec.as_mut().unwrap().volume_name = Some("pv".into());
+            }
+        }
+        let names: Vec<String> = self.seen.pods.iter().map(ResourceExt::name_any).collect();
+        self.store(|s| {
+            let status = s.status.get_or_insert_default();
+            for name in names {
+                let is_primary = primary.as_ref() == Some(&name);
+                if status.instances.iter().all(|i| i.name != name) {
+                    status.instances.push(InstanceStatus {
+                        name: name.clone(),
+                        ..Default::default()
+                    });
+                }
+                let entry = status
+                    .instances
+                    .iter_mut()
+                    .find(|i| i.name == name)
+                    .unwrap();
+                entry.role = Some(if is_primary {
+                    InstanceRole::Primary
+                } else {
+                    InstanceRole::Standby
+                });
+                entry.ready = Some(true);
+                entry.durable = is_primary.then_some(true);
+                entry.system_identifier = Some("7".into());
+            }
+        });
+    }
+
+    /// Passes until nothing is left to do; the number of passes.
+    pub(super) fn settle(&mut self) -> usize {
+        for pass in 1..50 {
+            let plan = self.plan();
+            for step in &plan.steps {
+                self.execute(step);
+            }
+            self.say(&plan);
+            self.run_pods();
+            if plan.steps.is_empty() && self.plan().steps.is_empty() {
+                return pass;
+            }
+        }
+        panic!(
+            "no end: {:?}",
+            self.plan()
+                .steps
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        );
+    }
+
+    /// Reports as the operator does.
+    pub(super) fn say(&mut self, plan: &Plan) {
+        let new = report::status(&self.seen.store, &plan.draft, NOW);
+        self.store(|s| {
+            let old = s.status.get_or_insert_default();
+            let mut merged = new;
+            for mine in &mut merged.instances {
+                if let Some(said) = old.instances.iter().find(|i| i.name == mine.name) {
+                    *mine = InstanceStatus {
+                        region: mine.region.clone(),
+                        zone: mine.zone.clone(),
+                        node: mine.node.clone(),
+                        ..said.clone()
+                    };
+                }
+            }
+            let stated = |i: &&InstanceStatus| {
+                i.role.is_some() && merged.instances.iter().all(|m| m.name != i.name)
+            };
+            let others: Vec<InstanceStatus> =
+                old.instances.iter().filter(stated).cloned().collect();
+            merged.instances.extend(others);
+            *old = merged;
+        });
+    }
+
+    pub(super) fn condition(&self, kind: &str) -> (String, String, String) {
+        let status = self.seen.store.status.clone().unwrap();
+        let c = status
+            .conditions
+            .into_iter()
+            .find(|c| c.type_ == kind)
+            .unwrap();
+        (c.status, c.reason, c.message)
+    }
+
+    /// Everything there is, without uids and times.
+    pub(super) fn digest(&self) -> Vec<String> {
+        let mut all: Vec<String> = self
+            .seen
+            .pods
+            .iter()
+            .map(|p| format!("pod {}", p.name_any()))
+            .collect();
+        all.extend(self.seen.claims.iter().map(|c| {
+            format!(
+                "claim {} {:?} {:?}",
+                c.name_any(),
+                c.labels(),
+                c.annotations()
+            )
+        }));
+        all.extend(self.seen.children.keys().map(|k| format!("{k:?}")));
+        all.extend(self.seen.secrets.keys().map(|s| format!("secret {s}")));
+        all.sort();
+        all
+    }
+}
+
+pub(super) fn ready() -> PodCondition {
+    PodCondition {
+        type_: "Ready".into(),
+        status: "True".into(),
+        ..PodCondition::default()
+    }
+}
+
+pub(super) fn facts(authority: &str, names: &[String]) -> Facts {
+    Facts {
+        not_before: NOW,
+        not_after: NOW + SignedDuration::from_hours(24 * 90),
+        authority: authority.into(),
+        names: names.to_vec(),
+    }
+}
+
+pub(super) fn sample() -> World {
+    World::new(&[("us-west", 2), ("us-east", 1)])
+}
