@@ -20,8 +20,9 @@ pub const PAUSE: &str = "pause:1";
 pub const BUSYBOX: &str = "busybox:1";
 /// The cluster's DNS.
 pub const DNS: &str = "coredns:1";
-/// PostgreSQL.
-pub const POSTGRES: &str = "postgres:17";
+/// PostgreSQL, and the Debian whose package it is: the newest, and the oldest that the product supports, on
+/// an older C library.
+pub const POSTGRES: [(u32, &str); 2] = [(17, "trixie"), (15, "bookworm")];
 
 const PAUSE_SOURCE: &str = include_str!("../tools/pause/pause.c");
 
@@ -32,7 +33,6 @@ const POSTGRES_RECIPE: &[&str] = &[
     "--mode=root",
     "--format=tar",
     "--variant=minbase",
-    "--include=postgresql-17,libnss-wrapper",
     "--skip=output/dev",
     "--aptopt=Acquire::Languages \"none\"",
     "--dpkgopt=path-exclude=/usr/share/doc/*",
@@ -53,7 +53,6 @@ const POSTGRES_RECIPE: &[&str] = &[
      var/lib/apt/lists/* var/lib/systemd var/log/*",
     "--customize-hook=install -d -m 3777 -o 999 -g 999 \"$1/run/postgresql\"",
     "--customize-hook=install -d -m 1777 -o 999 -g 999 \"$1/var/lib/postgresql/data\"",
-    "trixie",
 ];
 
 fn hashed(name: &str, parts: &[&[u8]]) -> Result<PathBuf> {
@@ -89,7 +88,8 @@ pub async fn ensure_all() -> Result<Archives> {
         pause().await?,
         busybox().await?,
         coredns()?,
-        postgres().await?,
+        postgres(POSTGRES[0]).await?,
+        postgres(POSTGRES[1]).await?,
     ]))
 }
 
@@ -156,8 +156,10 @@ fn coredns() -> Result<PathBuf> {
     Ok(out)
 }
 
-async fn postgres() -> Result<PathBuf> {
-    let out = hashed("postgres", &[POSTGRES_RECIPE.join("\n").as_bytes()])?;
+async fn postgres((major, suite): (u32, &str)) -> Result<PathBuf> {
+    let package = format!("--include=postgresql-{major},libnss-wrapper");
+    let recipe = [POSTGRES_RECIPE, &[package.as_str(), suite]].concat();
+    let out = hashed("postgres", &[recipe.join("\n").as_bytes()])?;
     if !out.exists() {
         ensure!(
             succeeds(&["mmdebstrap", "--version"]).await,
@@ -168,27 +170,28 @@ async fn postgres() -> Result<PathBuf> {
         fs::create_dir_all(out.parent().unwrap_or(Path::new("/")))?;
         let mut command = Command::new("mmdebstrap");
         command
-            .args(POSTGRES_RECIPE)
+            .args(recipe)
             .arg(&root)
             .env("LC_ALL", "C.UTF-8")
             .env("DEBIAN_FRONTEND", "noninteractive");
         // Files are dated as of the packages, not of today, so that the same packages give the same image.
         command.env("SOURCE_DATE_EPOCH", "1700000000");
-        run_long("making the image postgres:17", &mut command, &log).await?;
+        let name = format!("postgres:{major}");
+        run_long(&format!("making the image {name}"), &mut command, &log).await?;
         let config = Config {
             command: vec!["postgres".into()],
-            env: [
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/17/bin",
-                "LANG=C.UTF-8",
-                "PG_MAJOR=17",
-                "PGDATA=/var/lib/postgresql/data",
-            ]
-            .map(str::to_owned)
-            .to_vec(),
+            env: vec![
+                format!(
+                    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/{major}/bin"
+                ),
+                "LANG=C.UTF-8".to_owned(),
+                format!("PG_MAJOR={major}"),
+                "PGDATA=/var/lib/postgresql/data".to_owned(),
+            ],
             stop_signal: "SIGINT".into(),
             ..Config::default()
         };
-        image::write(&out, POSTGRES, &root, &config)?;
+        image::write(&out, &name, &root, &config)?;
         let _ = fs::remove_file(root);
     }
     Ok(out)

@@ -422,6 +422,50 @@ async fn a_forbidden_region_is_refused_at_admission_with_policy_region_and_basis
     scope.remove().await
 }
 
+/// Any PostgreSQL from 15 on, in an image made from another Debian with an older C library; and an image of
+/// another major version costs one standby, touches no data, and is mended by setting the image back.
+#[tokio::test]
+async fn an_older_postgresql_serves_and_another_major_version_is_refused() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-older").await?;
+    let image = |image: &str| json!({ "spec": { "postgres": { "image": image } } });
+    scope
+        .apply(&scope.manifest("consumers", &SAMPLE, |s| {
+            s["spec"]["postgres"]["image"] = json!("postgres:15");
+        }))
+        .await?;
+    scope.wait_ready("consumers").await?;
+    let version = scope
+        .sql("consumers-1", "postgres", "show server_version_num")
+        .await?;
+    ensure!(version.starts_with("15"), "{version}");
+
+    scope.patch("consumers", image("postgres:17")).await?;
+    let store = scope
+        .wait_condition("consumers", "Stalled", "True", "InstanceFailed")
+        .await?;
+    let (_, _, message) = condition(&store, "Stalled").context("no Stalled condition")?;
+    ensure!(message.contains("PostgreSQL 15"), "{message}");
+    ensure!(
+        condition(&store, "Available").is_some_and(|c| c.0 == "True"),
+        "it serves all the while"
+    );
+    scope
+        .sql(
+            "consumers-1",
+            "app",
+            "create table seen (id int); insert into seen values (1)",
+        )
+        .await?;
+
+    scope.patch("consumers", image("postgres:15")).await?;
+    scope.wait_ready("consumers").await?;
+    for instance in ["consumers-2", "consumers-3"] {
+        sql_until(&scope, instance, "select count(*) from seen", "1").await?;
+    }
+    scope.remove().await
+}
+
 #[tokio::test]
 async fn retained_volumes_are_taken_up_by_a_store_of_the_same_name() -> Result<()> {
     let harness = Harness::attach().await?;
