@@ -15,7 +15,11 @@ RUNS         ?= 5
 export RUNS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test image plugin generate fmt lint bench-create status
+.PHONY: checkout help setup demo down test image plugin generate fmt lint bench-create status
+
+# Keeps what another checkout has built from being taken for this one's; see scripts/lib.sh.
+checkout:
+	@bash -c 'source scripts/lib.sh'
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,7 +42,7 @@ image: setup ## Build the image into target/domicile-image.tar, without a contai
 plugin: setup ## Build kubectl-domicile into target/kubectl-domicile
 	@scripts/plugin
 
-generate: ## Write crds/ from the types, and the copies that chart and kustomize carry
+generate: checkout ## Write crds/ from the types, and the copies that chart and kustomize carry
 	@cargo run --quiet --bin domicile -- crds --dir crds
 	@cp crds/domicile.dev_*.yaml charts/domicile/files/crds/
 	@cp crds/domicile.dev_*.yaml config/crds/
@@ -48,7 +52,7 @@ generate: ## Write crds/ from the types, and the copies that chart and kustomize
 fmt: ## Format
 	@cargo fmt --all
 
-lint: ## Formatting and lints, warnings denied
+lint: checkout ## Formatting and lints, warnings denied
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --quiet -- -D warnings
 

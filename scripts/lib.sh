@@ -14,6 +14,16 @@ CLUSTER=${CLUSTER:-testbed}
 TARGET=$(uname -m)-unknown-linux-gnu
 ARCHIVE=target/domicile-image.tar
 
+# Cargo tells sources of two checkouts apart by neither path nor content, only by time: with one target folder for
+# all, a checkout could be given what another one built. So what is ours is built anew when the checkout changes;
+# dependencies, which are most of the work, stay.
+if [[ -d $CARGO_TARGET_DIR && $(cat "$CARGO_TARGET_DIR/checkout" 2>/dev/null) != "$PWD" ]]; then
+  cargo clean --quiet --package domicile --package e2e
+  cargo clean --quiet --release --target "$TARGET" --package domicile
+fi
+mkdir -p "$CARGO_TARGET_DIR"
+printf '%s\n' "$PWD" >"$CARGO_TARGET_DIR/checkout"
+
 say() { printf '%s\n' "$*"; }
 die() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
 

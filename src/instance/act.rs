@@ -134,7 +134,7 @@ impl Manager {
         Ok(())
     }
 
-    fn stop_postgres(&mut self, why: &str) {
+    pub(super) fn stop_postgres(&mut self, why: &str) {
         let Some(postgres) = &self.postgres else {
             return;
         };

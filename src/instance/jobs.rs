@@ -160,15 +160,7 @@ pub async fn clone(
         .map_err(|e| format!("can't write standby.signal: {e}"))?;
     let root = tools.root.clone();
     let finish = move || {
-        if let Err(e) = volume::finish(&root) {
-            if !root.join("data").exists() {
-                return Err(e);
-            }
-            // A file system that can't exchange directories: the old copy has to go first. A crash in between
-            // leaves an empty volume, which is cloned again.
-            std::fs::remove_dir_all(root.join("data"))?;
-            volume::finish(&root)?;
-        }
+        volume::finish(&root)?;
         // The old copy, if there was one.
         volume::clear_leftover(&root)
     };

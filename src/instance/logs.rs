@@ -15,13 +15,16 @@ use tracing::{debug, error, info, warn};
 
 /// The longest line that is read; the rest of it is dropped.
 const LINE_MAX: usize = 8 << 10;
+/// How long the upstream's word that WAL is gone counts: it repeats it every few seconds while it lives. A copy is not
+/// given up on the word of a primary that may have died since.
+const WAL_GONE_FRESH: Duration = Duration::from_secs(30);
 /// Clients' errors that are logged per second; the others are counted.
 const CLIENT_LINES_PER_SECOND: u32 = 10;
 
 /// What the log told that the manager acts on.
 #[derive(Debug, Default)]
 pub struct Signs {
-    wal_gone: AtomicBool,
+    wal_gone: Mutex<Option<Instant>>,
     disk_full: AtomicBool,
     client_errors: AtomicU64,
     last: Mutex<Option<String>>,
@@ -31,12 +34,13 @@ pub struct Signs {
 impl Signs {
     /// Whether the upstream said that it no longer has the WAL this standby needs.
     pub fn wal_gone(&self) -> bool {
-        self.wal_gone.load(Ordering::Relaxed)
+        let last = *self.wal_gone.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|at| at.elapsed() < WAL_GONE_FRESH)
     }
 
     /// It streams (again).
     pub fn clear_wal_gone(&self) {
-        self.wal_gone.store(false, Ordering::Relaxed);
+        *self.wal_gone.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Whether PostgreSQL ran out of space since the last time this was asked.
@@ -64,7 +68,9 @@ impl Signs {
     }
 
     fn note(&self, record: &Record<'_>) {
-        if record.code == "53100" || record.text.contains("No space left on device") {
+        // A client's own sort may fill its share, and SQL can raise any code: only what ends the server counts.
+        let matters = own_process(record.backend) || record.severity == "PANIC";
+        if matters && (record.code == "53100" || record.text.contains("No space left on device")) {
             self.disk_full.store(true, Ordering::Relaxed);
         }
         if !own_process(record.backend) {
@@ -84,7 +90,7 @@ impl Signs {
                 .contains("cannot read from physical replication slot")
             || record.text.contains("cannot read from replication slot");
         if record.backend == "walreceiver" && gone {
-            self.wal_gone.store(true, Ordering::Relaxed);
+            *self.wal_gone.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         let text: String = record.text.chars().take(200).collect();
         // "configuration file … contains errors" says what the line before it explains.

@@ -81,6 +81,8 @@ pub struct Manager {
     pub(super) begun: Instant,
     pub(super) store: Option<Arc<PrivacyDataStore>>,
     pub(super) live: bool,
+    /// The store as last seen isn't on the volume yet.
+    pub(super) unkept: bool,
     pub(super) programs: Option<Result<Programs, String>>,
     pub(super) content: Content,
     pub(super) space: (u64, u64),
@@ -177,6 +179,7 @@ impl Manager {
             published,
             begun: Instant::now(),
             live: false,
+            unkept: false,
             programs: None,
             certificate: None,
             credentials: None,

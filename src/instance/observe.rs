@@ -40,6 +40,14 @@ impl Manager {
     }
 
     fn take_store(&mut self) {
+        // What the volume didn't take before (it was full, mostly) is offered again: a restart without the API
+        // server must not go by an older view.
+        if self.unkept
+            && let Some(store) = &self.store
+            && self.volume.remember(STORE_FACT, store.as_ref()).is_ok()
+        {
+            self.unkept = false;
+        }
         let seen = self.api.store.borrow_and_update().clone();
         let Some(seen) = seen else { return };
         self.live = true;
@@ -55,8 +63,9 @@ impl Manager {
             && let Some(store) = &self.store
             && let Err(e) = self.volume.remember(STORE_FACT, store.as_ref())
         {
-            // A full volume, mostly. What is known in memory still counts.
+            // What is known in memory still counts.
             warn!("{e:#}");
+            self.unkept = true;
         }
     }
 

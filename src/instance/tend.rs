@@ -53,7 +53,12 @@ impl Manager {
                 self.keep_upstream().await;
                 self.note_silence(&vitals);
             }
-            _ => {}
+            Mode::Standby => {
+                // A client that tries every host of the application's URI would take it for the primary.
+                self.stop_postgres("it was promoted, but the store names another primary");
+                return;
+            }
+            Mode::Primary | Mode::Founding => {}
         }
         self.ask_pending().await;
     }
@@ -264,7 +269,12 @@ impl Manager {
             .is_some_and(|now| now.name != wanted.name)
         {
             match receiver::cut(&self.config.run, postgres.pid(), CUT_LIMIT).await {
-                Ok(took) => info!(milliseconds = took.as_millis(), "cut off the old upstream"),
+                Ok(took) => {
+                    info!(milliseconds = took.as_millis(), "cut off the old upstream");
+                    // Else a rotated certificate would give the key back, and a return to the old one be
+                    // taken for done.
+                    self.tend.upstream = None;
+                }
                 Err(e) => {
                     warn!("{e:#}: stops PostgreSQL instead");
                     postgres.stop(Stop::Immediate);

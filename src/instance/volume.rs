@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -18,6 +19,8 @@ use super::plan::{Cluster, Content};
 
 const DATA: &str = "data";
 const FRESH: &str = "data.new";
+/// The copy that another took the place of, where the two couldn't be exchanged.
+const OLD: &str = "data.old";
 const STATE: &str = "state";
 
 /// A volume that this process alone uses.
@@ -80,7 +83,7 @@ impl Volume {
     /// Whether something unfinished lies beside PGDATA.
     #[must_use]
     pub fn leftover(&self) -> bool {
-        self.fresh().exists()
+        self.fresh().exists() || self.root.join(OLD).exists()
     }
 
     /// What PGDATA is.
@@ -201,30 +204,40 @@ fn system_identifier(data: &Path) -> io::Result<Option<String>> {
 /// # Errors
 /// As the file system's.
 pub fn clear_leftover(root: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(root.join(FRESH)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => files::sync_parent(&root.join(FRESH)),
+    for leftover in [FRESH, OLD] {
+        match std::fs::remove_dir_all(root.join(leftover)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
     }
+    files::sync_parent(&root.join(FRESH))
 }
 
 /// Makes the finished `data.new` PGDATA. A present PGDATA takes its place there in the same instant, and is
 /// a leftover from then on.
 ///
 /// # Errors
-/// As the file system's. On a file system that can't exchange two directories a present PGDATA is an error:
-/// set it [`aside`] first.
+/// As the file system's.
 pub fn finish(root: &Path) -> io::Result<()> {
     let (fresh, data) = (root.join(FRESH), root.join(DATA));
     // What the tools wrote is already on disk (initdb and pg_basebackup sync); standby.signal's entry isn't.
     File::open(&fresh)?.sync_all()?;
     if data.exists() {
-        nix::fcntl::renameat2(
+        let exchanged = nix::fcntl::renameat2(
             AT_FDCWD,
             &fresh,
             AT_FDCWD,
             &data,
             RenameFlags::RENAME_EXCHANGE,
-        )?;
+        );
+        match exchanged {
+            // A file system that can't: in two steps, each of which leaves whole directories.
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {
+                std::fs::rename(&data, root.join(OLD))?;
+                std::fs::rename(&fresh, &data)?;
+            }
+            other => other?,
+        }
     } else {
         std::fs::rename(&fresh, &data)?;
     }
