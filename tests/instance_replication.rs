@@ -32,6 +32,25 @@ async fn pair() -> (Bed, Node, Node) {
     (bed, primary, standby)
 }
 
+/// A driver that tries every host of the application's URI would take it for the primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_promoted_by_hand_is_stopped() {
+    bounded(async {
+        let (bed, primary, standby) = pair().await;
+        let _ = standby.sql("SELECT pg_promote(wait => false)").await;
+        bed.until_message(2, "was a primary").await;
+        until("it is stopped", async || standby.postmaster().is_none()).await;
+        assert!(standby.app_sql("SELECT 1").await.is_err());
+        assert_eq!(
+            primary.app_sql("SELECT pg_is_in_recovery()").await,
+            Ok("f".into())
+        );
+        standby.stop().await;
+        primary.stop().await;
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_waits_until_the_standby_has_it() {
     bounded(async {
