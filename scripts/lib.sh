@@ -55,6 +55,13 @@ loud() {
 
 testbed() { "$CARGO_TARGET_DIR/debug/testbed" "$@"; }
 
+# The program as it is shipped. --target, so that build scripts and procedural macros are not linked statically too.
+PROGRAM=$CARGO_TARGET_DIR/$TARGET/release/domicile
+build_static() {
+  RUSTFLAGS="-C target-feature=+crt-static" \
+    cargo build --quiet --locked --release --target "$TARGET" --package domicile --bin domicile
+}
+
 build_testbed() { cargo build --quiet --locked --package e2e --bin testbed; }
 
 # use_testbed: kubectl and helm are the test bed's own, of the cluster's version.

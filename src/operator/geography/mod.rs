@@ -233,7 +233,12 @@ pub async fn run(
             .state()
             .iter()
             .map(|s| s.spec.residency_policy_ref.name.clone())
-            .chain(workflows.state().iter().filter_map(|w| policy_of(w)))
+            .chain(
+                workflows
+                    .state()
+                    .iter()
+                    .map(|w| w.spec.residency_policy_ref.name.clone()),
+            )
             .collect();
         let seen = plan::Seen {
             regions: ctx.regions.state(),
@@ -264,12 +269,6 @@ pub async fn run(
         }
         tokio::time::sleep(DEBOUNCE).await;
     }
-}
-
-/// The policy that a workflow refers to.
-fn policy_of(workflow: &RightsWorkflow) -> Option<String> {
-    let value = serde_json::to_value(&workflow.spec).ok()?;
-    Some(value["residencyPolicyRef"]["name"].as_str()?.to_owned())
 }
 
 async fn execute(client: &Client, write: &plan::Write) -> anyhow::Result<()> {

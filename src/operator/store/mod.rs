@@ -66,35 +66,32 @@ pub async fn run(ctx: Arc<Context>, triggers: Triggers) {
             labels::MANAGED_BY_VALUE
         ))
         .timeout(60);
-    let children = |_: ()| ours.clone();
     let all = Api::<Guarded>::all(client.clone());
     let by_label = |object: PartialObjectMeta<PersistentVolumeClaim>| {
         let name = object.labels().get(labels::STORE).cloned();
         name.zip(object.namespace())
             .map(|(name, ns)| ObjectRef::<Guarded>::new(&name).within(&ns))
     };
-    let stores = Controller::new(all, watcher::Config::default().timeout(60));
-    let cache = stores.store();
-    stores
+    Controller::new(all, watcher::Config::default().timeout(60))
         .owns(
             Api::<PartialObjectMeta<Pod>>::all(client.clone()),
-            children(()),
+            ours.clone(),
         )
         .owns(
             Api::<PartialObjectMeta<Service>>::all(client.clone()),
-            children(()),
+            ours.clone(),
         )
         .owns(
             Api::<PartialObjectMeta<Secret>>::all(client.clone()),
-            children(()),
+            ours.clone(),
         )
         .owns(
             Api::<PartialObjectMeta<EndpointSlice>>::all(client.clone()),
-            children(()),
+            ours.clone(),
         )
         .watches(
             Api::<PartialObjectMeta<PersistentVolumeClaim>>::all(client),
-            children(()),
+            ours.clone(),
             by_label,
         )
         .reconcile_all_on(triggers.stream())
@@ -109,7 +106,6 @@ pub async fn run(ctx: Arc<Context>, triggers: Triggers) {
             drop(outcome);
         })
         .await;
-    drop(cache);
 }
 
 async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
