@@ -5,6 +5,7 @@
 //! - [`api`]: the kinds
 //! - `residency`: what may be where
 //! - `placement`: which instance goes where
+//! - `failover`: terms, votes, configurations: the decisions of an instance
 //! - ---
 //! - `operator`: observe → plan → apply → report
 //! - `instance`: PID 1 of a store pod
@@ -13,6 +14,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod failover;
 pub mod instance;
 pub mod operator;
 pub mod placement;

@@ -1,0 +1,877 @@
+//! A candidate: from the suspicion that the primary is dead to its own promotion.
+//!
+//! Owns rules 2 and 3: who has to be heard, whose copy defines history, who may be in the new synchronous
+//! rule. The coordinator of an election is always its candidate; one that lacks WAL gets it first, from the
+//! voter that has the most.
+//! Never: proposes two configurations in a term, promotes after a higher promise, or outside `may_be_primary`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::message::{Copy, Effect, Message, Story};
+use super::node::{Local, Node, Pending, Role};
+use super::primary::Primary;
+use super::types::{Configuration, Era, History, Id, Lsn, Millis, Relation, Rule, Term, relation};
+
+/// A vote as it came.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ballot<I: Id> {
+    /// The copy, if it counts as data.
+    pub copy: Option<Copy>,
+    /// The latest configuration accepted.
+    pub configuration: Option<Configuration<I>>,
+}
+
+/// How far an election is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Phase<I: Id> {
+    /// Collects votes.
+    Voting {
+        /// Since when there are enough.
+        enough: Option<Millis>,
+    },
+    /// Gets the WAL that it lacks.
+    Catching {
+        /// From whom.
+        source: I,
+        /// Up to where.
+        end: Lsn,
+    },
+    /// Waits for others to become level.
+    Levelling {
+        /// Those that are.
+        level: BTreeSet<I>,
+    },
+    /// Waits for a majority, and for PostgreSQL to enforce the rule.
+    Accepting {
+        /// The proposal.
+        configuration: Configuration<I>,
+        /// Who accepted.
+        accepted: BTreeSet<I>,
+        /// Whether the rule is enforced.
+        enforced: bool,
+        /// When it was sent.
+        sent: Millis,
+    },
+    /// PostgreSQL is being promoted.
+    Promoting {
+        /// The configuration.
+        configuration: Configuration<I>,
+        /// Who accepted.
+        accepted: BTreeSet<I>,
+        /// When the acceptance was asked for: the lease counts from there.
+        sent: Millis,
+    },
+}
+
+/// An election that this instance coordinates.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Election<I: Id> {
+    /// Its term.
+    pub term: Term,
+    /// The votes, this instance's own included.
+    pub votes: BTreeMap<I, Ballot<I>>,
+    /// How far it is.
+    pub phase: Phase<I>,
+    /// Since when it's there.
+    pub since: Millis,
+    /// When it last asked those who haven't answered.
+    pub asked: Millis,
+    /// The primary of this term told this instance itself that it has stopped.
+    pub farewell: Option<Term>,
+    /// A person has accepted that commits are lost.
+    pub accept_loss: bool,
+}
+
+/// What an election may do with its votes.
+struct Outcome<I: Id> {
+    basis: Configuration<I>,
+    source: I,
+    copy: Copy,
+    everybody: bool,
+}
+
+impl<I: Id> Node<I> {
+    // --- suspicion
+
+    pub(super) fn suspect(&mut self, now: Millis, direct: bool) {
+        if self.suspected.is_some() {
+            return;
+        }
+        let primary = self
+            .durable
+            .configuration
+            .as_ref()
+            .map(|c| c.primary.clone());
+        self.tell(Story::Detected { primary, direct });
+        let delay = self.delay();
+        self.suspected = Some((now, delay));
+    }
+
+    /// How long this candidate lets better ones go first.
+    fn delay(&mut self) -> Millis {
+        let Some(c) = self
+            .durable
+            .configuration
+            .as_ref()
+            .filter(|c| c.voters.len() > 1)
+        else {
+            return 0;
+        };
+        let successor = self
+            .farewell
+            .as_ref()
+            .filter(|(term, _)| *term == c.term)
+            .and_then(|(_, successor)| successor.clone());
+        if successor.as_ref() == Some(&self.me) {
+            return 0;
+        }
+        let mut rank = c
+            .may_be_primary
+            .iter()
+            .filter(|v| **v != c.primary && Some(*v) != successor.as_ref())
+            .position(|v| *v == self.me)
+            // The old primary last: it has to recover first.
+            .unwrap_or(c.may_be_primary.len());
+        if successor.is_some() {
+            rank += 3;
+        }
+        let stagger = self.timing.stagger;
+        let rank = Millis::try_from(rank).unwrap_or(0);
+        if rank == 0 {
+            return 0;
+        }
+        stagger * rank + self.chance(stagger / 2)
+    }
+
+    fn eligible(&self) -> bool {
+        let Some(c) = &self.durable.configuration else {
+            return false;
+        };
+        c.voters.contains(&self.me)
+            && c.may_be_primary.contains(&self.me)
+            && !self.durable.rebuilding
+            && !self.fenced
+            && matches!(self.local, Local::Standing { .. } | Local::Following { .. })
+            && self.cutting == 0
+    }
+
+    pub(super) fn tick_candidate(&mut self, now: Millis) {
+        if !self.silent(now) {
+            self.suspected = None;
+            return;
+        }
+        if self.durable.configuration.is_none() {
+            return;
+        }
+        self.suspect(now, false);
+        if !self.eligible() {
+            if matches!(self.role, Role::PreVoting { .. }) {
+                self.role = Role::Voter;
+            }
+            return;
+        }
+        match &self.role {
+            Role::Voter => {
+                let due = self.suspected.is_some_and(|(at, delay)| now >= at + delay);
+                if due {
+                    self.pre_vote(now);
+                }
+            }
+            Role::PreVoting { since, asked, .. } => {
+                if now >= since + self.timing.round {
+                    self.retry_later(now);
+                } else if now >= asked + self.timing.retry {
+                    self.ask_pre_votes(now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Back to voting, and another attempt after a random time: two coordinators must not keep each other
+    /// from being elected.
+    fn retry_later(&mut self, now: Millis) {
+        self.role = Role::Voter;
+        let delay = self.timing.stagger + self.chance(self.timing.stagger * 4);
+        self.suspected = Some((now, delay));
+    }
+
+    fn pre_vote(&mut self, now: Millis) {
+        let term = self.highest.max(self.durable.promised) + 1;
+        self.role = Role::PreVoting {
+            term,
+            granted: BTreeSet::from([self.me.clone()]),
+            since: now,
+            asked: now,
+        };
+        // The primary said itself that it is down: nothing is to be asked first.
+        let told = self.farewell.as_ref().map(|(t, _)| *t) == Some(self.durable.at().0);
+        if told || self.basis().is_some_and(|b| b.voters.len() == 1) {
+            return self.elect(now, term);
+        }
+        self.ask_pre_votes(now);
+    }
+
+    fn ask_pre_votes(&mut self, now: Millis) {
+        let Role::PreVoting {
+            term,
+            granted,
+            asked,
+            ..
+        } = &mut self.role
+        else {
+            return;
+        };
+        *asked = now;
+        let (term, granted) = (*term, granted.clone());
+        let voters = self.basis().map(|b| b.voters.clone()).unwrap_or_default();
+        for voter in voters.difference(&granted) {
+            self.send(voter, Message::PreVote { term });
+        }
+    }
+
+    pub(super) fn on_pre_voted(
+        &mut self,
+        now: Millis,
+        from: I,
+        asked: Term,
+        yes: bool,
+        promised: Term,
+        configuration: Option<&Configuration<I>>,
+    ) {
+        self.note_term(promised);
+        if let Some(c) = configuration {
+            self.note_configuration(c);
+        }
+        let Role::PreVoting { term, granted, .. } = &mut self.role else {
+            return;
+        };
+        if *term != asked {
+            return;
+        }
+        if yes {
+            granted.insert(from);
+        } else if promised >= *term {
+            // It would perhaps, but not in a term that is promised: ask for a later one.
+            return self.pre_vote(now);
+        }
+        let (term, granted) = (*term, granted.clone());
+        if self.basis().is_some_and(|b| b.majority(&granted)) {
+            self.elect(now, term);
+        }
+    }
+
+    // --- the election
+
+    fn elect(&mut self, now: Millis, term: Term) {
+        let term = term.max(self.durable.promised + 1);
+        self.note_term(term);
+        let farewell = self.farewell.as_ref().map(|(term, _)| *term);
+        self.role = Role::Electing(Box::new(Election {
+            term,
+            votes: BTreeMap::new(),
+            phase: Phase::Voting { enough: None },
+            since: now,
+            asked: now,
+            farewell,
+            accept_loss: false,
+        }));
+        // Its own vote like any other's: cut, write down, then count it.
+        self.cut(Pending::Vote {
+            term,
+            to: self.me.clone(),
+        });
+    }
+
+    pub(super) fn own_vote(
+        &mut self,
+        now: Millis,
+        term: Term,
+        copy: Option<Copy>,
+        configuration: Option<Configuration<I>>,
+    ) {
+        let Role::Electing(election) = &mut self.role else {
+            return;
+        };
+        if election.term != term {
+            return;
+        }
+        election.votes.insert(
+            self.me.clone(),
+            Ballot {
+                copy,
+                configuration,
+            },
+        );
+        if election.accept_loss {
+            return self.propose_alone(now);
+        }
+        self.ask_votes(now);
+        self.weigh(now);
+    }
+
+    fn ask_votes(&mut self, now: Millis) {
+        let voters = self.basis().map(|b| b.voters.clone()).unwrap_or_default();
+        let Role::Electing(election) = &mut self.role else {
+            return;
+        };
+        election.asked = now;
+        let (term, farewell) = (election.term, election.farewell);
+        let missing: Vec<I> = voters
+            .into_iter()
+            // A vote without data may become one with data once its PostgreSQL has recovered.
+            .filter(|v| election.votes.get(v).is_none_or(|b| b.copy.is_none()))
+            .collect();
+        for voter in missing {
+            self.send(
+                &voter,
+                Message::RequestVote {
+                    term,
+                    renewal: None,
+                    farewell,
+                },
+            );
+        }
+    }
+
+    pub(super) fn on_vote(
+        &mut self,
+        now: Millis,
+        from: I,
+        term: Term,
+        copy: Option<Copy>,
+        configuration: Option<Configuration<I>>,
+    ) {
+        if let Some(c) = &configuration {
+            self.note_configuration(c);
+        }
+        match &mut self.role {
+            // Only once this instance has itself promised: its own vote comes first.
+            Role::Electing(election)
+                if election.term == term
+                    && matches!(election.phase, Phase::Voting { .. })
+                    && election.votes.contains_key(&self.me) =>
+            {
+                let ballot = Ballot {
+                    copy,
+                    configuration,
+                };
+                election.votes.insert(from, ballot);
+                self.weigh(now);
+            }
+            Role::Primary(_) => self.on_renewal_vote(now, from, term, configuration),
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_refused(&mut self, now: Millis, term: Term, promised: Term) {
+        self.note_term(promised);
+        match &self.role {
+            Role::Electing(election) if election.term == term && promised > term => {
+                self.give_up(now, "another election is under way");
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends an own attempt of no higher term than `term`.
+    pub(super) fn give_up_below(&mut self, now: Millis, term: Term) {
+        match &self.role {
+            Role::Electing(election) if election.term <= term => {
+                self.give_up(now, "another election is under way");
+            }
+            Role::PreVoting { .. } => self.retry_later(now),
+            _ => {}
+        }
+    }
+
+    pub(super) fn give_up(&mut self, now: Millis, why: &'static str) {
+        if let Role::Electing(election) = &self.role {
+            let promoting = matches!(election.phase, Phase::Promoting { .. });
+            self.tell(Story::Stuck(why));
+            self.retry_later(now);
+            if promoting {
+                self.cut(Pending::Retreat);
+            }
+        }
+    }
+
+    pub(super) fn tick_election(&mut self, now: Millis) {
+        let Role::Electing(election) = &self.role else {
+            return;
+        };
+        let over = now >= election.since + self.timing.round;
+        let ask = now >= election.asked + self.timing.retry;
+        if self.durable.promised > election.term {
+            return self.give_up(now, "another election is under way");
+        }
+        match &election.phase {
+            Phase::Voting { .. } if over => self.give_up(
+                now,
+                "too few of those that hold every acknowledged commit answer",
+            ),
+            Phase::Voting { .. } => {
+                if ask && election.votes.contains_key(&self.me) {
+                    self.ask_votes(now);
+                }
+                self.weigh(now);
+            }
+            Phase::Catching { .. } if over => {
+                self.give_up(now, "the voter with the longest log could not be followed");
+            }
+            Phase::Levelling { .. } if over => self.propose(now),
+            Phase::Accepting { .. } if over => self.give_up(now, "no majority accepted"),
+            Phase::Accepting { .. } if ask => self.ask_acceptance(now),
+            Phase::Promoting { sent, .. } if now >= sent + self.timing.lease => {
+                // Its voters may by now elect another.
+                self.give_up(now, "the promotion took longer than the lease");
+            }
+            _ => {}
+        }
+    }
+
+    /// Rules 2 and 3, from the votes so far.
+    fn outcome(&self, election: &Election<I>) -> Result<Option<Outcome<I>>, &'static str> {
+        let votes = &election.votes;
+        let Some(basis) = votes
+            .values()
+            .filter_map(|b| b.configuration.as_ref())
+            .max_by_key(|c| c.at())
+        else {
+            return Ok(None);
+        };
+        if basis.term >= election.term {
+            return Err("a later configuration is already accepted");
+        }
+        let heard: BTreeSet<I> = votes.keys().cloned().collect();
+        if !basis.majority(&heard) {
+            return Ok(None);
+        }
+        let copy = |id: &I| votes.get(id).and_then(|b| b.copy.clone());
+        let primary = copy(&basis.primary);
+        let members: Vec<(&I, Copy)> = basis
+            .sync
+            .members
+            .iter()
+            .filter_map(|m| Some((m, copy(m)?)))
+            .collect();
+        let enough = primary.is_some()
+            || basis
+                .sync
+                .quorum()
+                .is_some_and(|quorum| members.len() >= quorum);
+        if !enough {
+            return Ok(None);
+        }
+        // Only these define history; other voters' positions don't compare.
+        let longest = primary
+            .map(|copy| (&basis.primary, copy))
+            .into_iter()
+            .chain(members)
+            // Among equals this instance, which then has nothing to fetch.
+            .max_by_key(|(id, copy)| (copy.end, **id == self.me));
+        let everybody = basis
+            .copies()
+            .filter(|v| **v != basis.primary)
+            .all(|v| heard.contains(v));
+        Ok(longest.map(|(source, copy)| Outcome {
+            basis: basis.clone(),
+            source: source.clone(),
+            copy,
+            everybody,
+        }))
+    }
+
+    fn weigh(&mut self, now: Millis) {
+        let Role::Electing(election) = &self.role else {
+            return;
+        };
+        let Phase::Voting { enough } = election.phase else {
+            return;
+        };
+        let outcome = match self.outcome(election) {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => return,
+            Err(why) => return self.give_up(now, why),
+        };
+        if !outcome.basis.may_be_primary.contains(&self.me) {
+            return self.give_up(now, "the policy permits no primary here");
+        }
+        if !outcome.everybody {
+            match enough {
+                None => {
+                    if let Role::Electing(election) = &mut self.role {
+                        election.phase = Phase::Voting { enough: Some(now) };
+                    }
+                    return;
+                }
+                Some(since) if now < since + self.timing.gather => return,
+                Some(_) => {}
+            }
+        }
+        let term = election.term;
+        self.tell(Story::Fenced { term });
+        let Some(own) = self.own_copy() else {
+            return self.give_up(now, "its own copy isn't whole");
+        };
+        match relation(&own.history, own.end, &outcome.copy.history) {
+            Relation::Diverged => self.give_up(now, "its own copy has diverged"),
+            Relation::Prefix if own.end >= outcome.copy.end => self.level_others(now),
+            Relation::Prefix => {
+                let Outcome { source, copy, .. } = outcome;
+                self.enter(
+                    now,
+                    Phase::Catching {
+                        source: source.clone(),
+                        end: copy.end,
+                    },
+                );
+                self.follow(&source, &copy.history, own.end);
+            }
+        }
+    }
+
+    fn enter(&mut self, now: Millis, phase: Phase<I>) {
+        if let Role::Electing(election) = &mut self.role {
+            election.phase = phase;
+            election.since = now;
+            election.asked = now;
+        }
+    }
+
+    fn own_copy(&self) -> Option<Copy> {
+        match &self.role {
+            Role::Electing(election) => election.votes.get(&self.me)?.copy.clone(),
+            _ => None,
+        }
+    }
+
+    /// This coordinator has received what it lacked. It votes again: cut off from its source, whose own log may
+    /// go on in another's term, and knowing where its copy really ends.
+    pub(super) fn levelled_self(&mut self, from: &I, received: Lsn) {
+        let Role::Electing(election) = &mut self.role else {
+            return;
+        };
+        let Phase::Catching { source, end } = &election.phase else {
+            return;
+        };
+        if source != from || received < *end {
+            return;
+        }
+        election.phase = Phase::Voting { enough: Some(0) };
+        let term = election.term;
+        let to = self.me.clone();
+        self.cut(Pending::Vote { term, to });
+    }
+
+    /// Who of the voters may be in the new rule: those whose copy is exactly as long as this one's, of the
+    /// same eras. One that is longer holds something that this one doesn't.
+    fn level_others(&mut self, now: Millis) {
+        let (Role::Electing(election), Some(own)) = (&self.role, self.own_copy()) else {
+            return;
+        };
+        let Some(basis) = self.outcome(election).ok().flatten().map(|o| o.basis) else {
+            return;
+        };
+        let term = election.term;
+        let planned = self.planned(term);
+        let mut level = BTreeSet::new();
+        let mut behind = Vec::new();
+        for id in basis.copies().filter(|id| **id != self.me) {
+            let Some(copy) = election.votes.get(id).and_then(|b| b.copy.as_ref()) else {
+                continue;
+            };
+            if relation(&copy.history, copy.end, &own.history) != Relation::Prefix {
+                continue;
+            }
+            if copy.end == own.end {
+                level.insert(id.clone());
+            } else if copy.end < own.end {
+                behind.push(id.clone());
+            }
+        }
+        let needed = basis.acks(usize::MAX);
+        let short = level.len() < needed && !behind.is_empty();
+        self.enter(now, Phase::Levelling { level });
+        if !short {
+            return self.propose(now);
+        }
+        for id in behind {
+            self.send(
+                &id,
+                Message::Level {
+                    term,
+                    history: planned.clone(),
+                    end: own.end,
+                },
+            );
+        }
+    }
+
+    pub(super) fn on_levelled(&mut self, now: Millis, from: &I, term: Term, end: Lsn) {
+        let own = self.own_copy();
+        let Role::Electing(election) = &mut self.role else {
+            return;
+        };
+        if election.term != term || own.is_none_or(|o| o.end != end) {
+            return;
+        }
+        let Phase::Levelling { level } = &mut election.phase else {
+            return;
+        };
+        level.insert(from.clone());
+        let count = level.len();
+        let Role::Electing(election) = &self.role else {
+            return;
+        };
+        let needed = self
+            .outcome(election)
+            .ok()
+            .flatten()
+            .map_or(0, |o| o.basis.acks(usize::MAX));
+        if count >= needed {
+            self.propose(now);
+        }
+    }
+
+    fn propose(&mut self, now: Millis) {
+        let Role::Electing(election) = &self.role else {
+            return;
+        };
+        let (Phase::Levelling { level }, term) = (&election.phase, election.term) else {
+            return;
+        };
+        let Some(basis) = self.outcome(election).ok().flatten().map(|o| o.basis) else {
+            return self.give_up(now, "its votes are gone");
+        };
+        let acks = basis.acks(level.len());
+        let configuration = Configuration {
+            term,
+            version: 1,
+            primary: self.me.clone(),
+            sync: Rule {
+                members: level.clone(),
+                acks,
+            },
+            ..basis
+        };
+        self.put_forward(now, configuration);
+    }
+
+    fn put_forward(&mut self, now: Millis, configuration: Configuration<I>) {
+        // Not after a higher promise, nor while one is being made.
+        let own = self.durable.promised == configuration.term
+            && self.durable.coordinator.as_ref() == Some(&self.me)
+            && self.cutting == 0;
+        if !own {
+            return self.give_up(now, "another election is under way");
+        }
+        self.note_configuration(&configuration);
+        self.durable.configuration = Some(configuration.clone());
+        self.persist();
+        self.out.push(Effect::Enforce(configuration.sync.clone()));
+        self.enter(
+            now,
+            Phase::Accepting {
+                configuration,
+                accepted: BTreeSet::from([self.me.clone()]),
+                enforced: false,
+                sent: now,
+            },
+        );
+        self.ask_acceptance(now);
+    }
+
+    fn planned(&self, term: Term) -> History {
+        let mut history = self.durable.history.clone();
+        if let Some(own) = self.own_copy() {
+            // Marks of eras of which nothing was ever received.
+            history = super::types::held(&history, own.end).to_vec();
+            history.push(Era {
+                term,
+                timeline: 0,
+                start: own.end,
+            });
+        }
+        history
+    }
+
+    fn ask_acceptance(&mut self, now: Millis) {
+        let Role::Electing(election) = &mut self.role else {
+            return;
+        };
+        election.asked = now;
+        let Phase::Accepting {
+            configuration,
+            accepted,
+            ..
+        } = &election.phase
+        else {
+            return;
+        };
+        let (configuration, accepted) = (configuration.clone(), accepted.clone());
+        let history = self.planned(configuration.term);
+        for voter in configuration.voters.difference(&accepted) {
+            self.send(
+                voter,
+                Message::Accept {
+                    configuration: configuration.clone(),
+                    history: history.clone(),
+                },
+            );
+        }
+    }
+
+    pub(super) fn on_accepted(&mut self, now: Millis, from: I, term: Term, version: u64) {
+        match &mut self.role {
+            Role::Electing(election) => {
+                if let Phase::Accepting {
+                    configuration,
+                    accepted,
+                    ..
+                } = &mut election.phase
+                    && configuration.at() == (term, version)
+                {
+                    accepted.insert(from);
+                    self.try_promote(now);
+                }
+            }
+            Role::Primary(_) => self.on_change_accepted(now, from, term, version),
+            _ => {}
+        }
+    }
+
+    pub(super) fn election_enforced(&mut self, now: Millis, rule: &Rule<I>) {
+        if let Role::Electing(election) = &mut self.role
+            && let Phase::Accepting {
+                configuration,
+                enforced,
+                ..
+            } = &mut election.phase
+            && configuration.sync == *rule
+        {
+            *enforced = true;
+            self.try_promote(now);
+        }
+    }
+
+    fn try_promote(&mut self, now: Millis) {
+        let Role::Electing(election) = &self.role else {
+            return;
+        };
+        let Phase::Accepting {
+            configuration,
+            accepted,
+            enforced,
+            sent,
+        } = &election.phase
+        else {
+            return;
+        };
+        if !enforced || !configuration.majority(accepted) {
+            return;
+        }
+        let still = self.durable.promised == configuration.term
+            && self.durable.coordinator.as_ref() == Some(&self.me)
+            && self.cutting == 0;
+        if !still {
+            return self.give_up(now, "another election is under way");
+        }
+        let (configuration, accepted, sent) = (configuration.clone(), accepted.clone(), *sent);
+        let term = configuration.term;
+        self.tell(Story::Elected { term });
+        // The era is on disk before its first record is in the log.
+        self.durable.history = self.planned(term);
+        self.persist();
+        self.enter(
+            now,
+            Phase::Promoting {
+                configuration,
+                accepted,
+                sent,
+            },
+        );
+        self.local = Local::Leading;
+        self.out.push(Effect::Promote);
+    }
+
+    pub(super) fn on_promoted(&mut self, now: Millis, timeline: u32, start: Lsn) {
+        let Role::Electing(election) = &self.role else {
+            return;
+        };
+        let Phase::Promoting {
+            configuration,
+            accepted,
+            sent,
+        } = &election.phase
+        else {
+            return;
+        };
+        let term = configuration.term;
+        let primary = Primary::new(configuration.clone(), accepted, *sent, start);
+        if let Some(era) = self.durable.history.last_mut()
+            && era.term == term
+        {
+            era.timeline = timeline;
+            era.start = start;
+        }
+        self.persist();
+        self.role = Role::Primary(Box::new(primary));
+        self.gone = None;
+        self.farewell = None;
+        self.suspected = None;
+        self.tell(Story::Promoted { term });
+        self.tick_primary(now);
+    }
+
+    // --- by hand
+
+    /// A person goes on with this copy, whatever the others held (rule 11): it becomes the only voter, and
+    /// the others join it anew.
+    pub(super) fn accept_loss(&mut self, now: Millis) {
+        let whole = matches!(self.local, Local::Standing { .. } | Local::Following { .. });
+        if matches!(self.role, Role::Primary(_)) || self.durable.configuration.is_none() || !whole {
+            return;
+        }
+        // A copy that was being made anew is all there is.
+        self.durable.rebuilding = false;
+        // Far above whatever an election that this instance hasn't heard of may have used.
+        let term = self.highest.max(self.durable.promised) + 1_000;
+        self.elect(now, term);
+        if let Role::Electing(election) = &mut self.role {
+            election.accept_loss = true;
+        }
+    }
+
+    fn propose_alone(&mut self, now: Millis) {
+        let (Role::Electing(election), Some(basis)) =
+            (&self.role, self.durable.configuration.clone())
+        else {
+            return;
+        };
+        if self.own_copy().is_none() {
+            return self.give_up(now, "its own copy isn't whole");
+        }
+        let mut configuration = Configuration {
+            term: election.term,
+            version: 1,
+            primary: self.me.clone(),
+            voters: BTreeSet::from([self.me.clone()]),
+            witness: None,
+            ..basis
+        };
+        configuration.may_be_primary = configuration
+            .may_be_primary
+            .intersection(&configuration.voters)
+            .cloned()
+            .collect();
+        if configuration.may_be_primary.is_empty() {
+            return self.give_up(now, "the policy permits no primary here");
+        }
+        configuration.sync = Rule {
+            members: BTreeSet::new(),
+            acks: configuration.acks(0),
+        };
+        self.put_forward(now, configuration);
+    }
+}

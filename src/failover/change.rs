@@ -1,0 +1,342 @@
+//! Changes of the configuration within a term: who votes, whose acknowledgement counts, who may be primary.
+//!
+//! Owns rule 5. One change at a time, one voter at a time. PostgreSQL first satisfies the old and the new rule;
+//! then every member of the new rule has flushed all that was acknowledged before; then majorities of the old
+//! and of the new voters accept; then the old rule is dropped.
+//! Never: withdraws a change that was sent. Its rule stays in force until a higher version has its majorities.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::message::{Message, Streaming, Wish};
+use super::node::{Node, Role};
+use super::primary::Primary;
+use super::types::{Configuration, Durability, Id, Lsn, Millis, Rule, Term};
+
+/// A change under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Change<I: Id> {
+    /// To what.
+    pub to: Configuration<I>,
+    /// How far it is.
+    pub stage: Stage<I>,
+    /// Since when it's there.
+    pub since: Millis,
+}
+
+/// How far a change is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Stage<I: Id> {
+    /// PostgreSQL is being told to satisfy both rules.
+    Joint(Rule<I>),
+    /// The members of the new rule have to flush up to here.
+    Flushing(Lsn),
+    /// It was sent.
+    Accepting {
+        /// Who accepted.
+        accepted: BTreeSet<I>,
+        /// When those who haven't were asked last.
+        asked: Millis,
+    },
+}
+
+impl<I: Id> Primary<I> {
+    /// What was sent and has no majority yet.
+    pub(super) fn proposed(&self) -> Option<&Configuration<I>> {
+        let renewal = self.renewal.as_ref().and_then(|r| r.proposed.as_ref());
+        renewal.or_else(|| {
+            self.change
+                .as_ref()
+                .filter(|c| matches!(c.stage, Stage::Accepting { .. }))
+                .map(|c| &c.to)
+        })
+    }
+
+    /// The next change, if one is due.
+    fn due_change(
+        &self,
+        me: &I,
+        wish: Option<&Wish<I>>,
+        timing: &super::Timing,
+    ) -> Option<Configuration<I>> {
+        let old = &self.committed;
+        let durability = wish.map_or(old.durability, |w| w.durability);
+        let kept = |id: &I| wish.is_none_or(|w| w.voters.contains(id));
+        let live: BTreeSet<I> = old
+            .copies()
+            .filter(|id| *id != me && kept(id))
+            .filter(|id| {
+                self.streaming.get(id).is_some_and(|s| {
+                    durability == Durability::Required
+                        || s.since >= timing.steady
+                        || old.sync.members.contains(id)
+                })
+            })
+            .cloned()
+            .collect();
+        let mut new = Configuration {
+            version: old.version + 1,
+            durability,
+            ..old.clone()
+        };
+        let obsolete = old.sync.members.iter().any(|m| !kept(m));
+        let sync = next_rule(&new, &live, obsolete);
+        if durability != old.durability || sync != old.sync {
+            new.sync = sync;
+            return Some(new);
+        }
+        let wish = wish?;
+        let may: BTreeSet<I> = wish
+            .may_be_primary
+            .intersection(&old.voters)
+            .cloned()
+            .collect();
+        if may != old.may_be_primary {
+            new.may_be_primary = may;
+            return Some(new);
+        }
+        let joining = wish
+            .voters
+            .difference(&old.voters)
+            .find(|id| wish.witness.as_ref() == Some(*id) || self.streaming.contains_key(*id));
+        if let Some(id) = joining {
+            new.voters.insert(id.clone());
+            if wish.witness.as_ref() == Some(id) {
+                new.witness = Some(id.clone());
+            }
+            return Some(new);
+        }
+        let leaving = old
+            .voters
+            .difference(&wish.voters)
+            .find(|id| *id != me && !old.sync.members.contains(*id));
+        if let Some(id) = leaving.filter(|_| !wish.voters.is_empty()) {
+            new.voters.remove(id);
+            new.may_be_primary.remove(id);
+            if new.witness.as_ref() == Some(id) {
+                new.witness = None;
+            }
+            return Some(new);
+        }
+        None
+    }
+}
+
+/// The rule for those who stream now.
+fn next_rule<I: Id>(new: &Configuration<I>, live: &BTreeSet<I>, obsolete: bool) -> Rule<I> {
+    let old = &new.sync;
+    if new.durability == Durability::Preferred {
+        return Rule {
+            acks: new.acks(live.len()),
+            members: live.clone(),
+        };
+    }
+    let acks = new.acks(0);
+    // A rule that shrinks to what is alive would acknowledge commits that one more loss takes away; so under
+    // Required members only change to let more of those that are there acknowledge.
+    let better = !live.is_subset(&old.members) || old.members.intersection(live).count() < acks;
+    if live.len() >= acks && live != &old.members && (better || obsolete) {
+        return Rule {
+            acks,
+            members: live.clone(),
+        };
+    }
+    if acks < old.acks || live.len() >= acks {
+        return Rule {
+            acks,
+            members: old.members.clone(),
+        };
+    }
+    old.clone()
+}
+
+impl<I: Id> Node<I> {
+    pub(super) fn on_standbys(
+        &mut self,
+        now: Millis,
+        position: Lsn,
+        streaming: BTreeMap<I, Streaming>,
+    ) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.position = primary.position.max(position);
+            primary.streaming = streaming;
+            self.tick_primary(now);
+        }
+    }
+
+    pub(super) fn on_enforced(&mut self, now: Millis, rule: &Rule<I>, position: Lsn) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.position = primary.position.max(position);
+            if let Some(change) = &mut primary.change
+                && matches!(&change.stage, Stage::Joint(joint) if joint == rule)
+            {
+                change.stage = Stage::Flushing(position);
+                change.since = now;
+            }
+            self.tick_primary(now);
+        } else {
+            self.election_enforced(now, rule);
+        }
+    }
+
+    pub(super) fn tick_change(&mut self, now: Millis) {
+        let Role::Primary(primary) = &self.role else {
+            return;
+        };
+        if primary.renewal.is_some() || primary.handing.is_some() || self.cutting > 0 {
+            return;
+        }
+        let Some(change) = &primary.change else {
+            if let Some(to) = primary.due_change(&self.me, self.wish.as_ref(), &self.timing) {
+                self.begin_change(now, to);
+            }
+            return;
+        };
+        match &change.stage {
+            Stage::Joint(_) => {}
+            Stage::Flushing(position) => {
+                let flushed = |m: &I| {
+                    primary
+                        .streaming
+                        .get(m)
+                        .is_some_and(|s| s.flushed >= *position)
+                };
+                if change.to.sync.members.iter().all(flushed) {
+                    self.propose_change(now);
+                } else if now >= change.since + self.timing.round {
+                    // Not sent yet: a member that went away must not hold commits up under the joint rule.
+                    self.drop_unsent_change();
+                }
+            }
+            Stage::Accepting { asked, .. } => {
+                if now >= asked + self.timing.retry {
+                    self.ask_change(now);
+                }
+            }
+        }
+    }
+
+    fn begin_change(&mut self, now: Millis, to: Configuration<I>) {
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        let old = primary.committed.sync.clone();
+        if old == to.sync {
+            primary.change = Some(Change {
+                to,
+                stage: Stage::Joint(old),
+                since: now,
+            });
+            return self.propose_change(now);
+        }
+        let joint = old.joint(&to.sync);
+        primary.change = Some(Change {
+            to,
+            stage: Stage::Joint(joint.clone()),
+            since: now,
+        });
+        primary.rule = joint.clone();
+        // Also if it's what is enforced already: the answer says where the log was when it certainly was.
+        self.out.push(super::Effect::Enforce(joint));
+    }
+
+    /// Gives up a change that nobody was asked to accept yet.
+    pub(super) fn drop_unsent_change(&mut self) {
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        let unsent = primary
+            .change
+            .as_ref()
+            .is_some_and(|c| !matches!(c.stage, Stage::Accepting { .. }));
+        if unsent {
+            primary.change = None;
+            let rule = primary.committed.sync.clone();
+            self.enforce(&rule);
+        }
+    }
+
+    fn propose_change(&mut self, now: Millis) {
+        let me = self.me.clone();
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        let Some(change) = &mut primary.change else {
+            return;
+        };
+        change.stage = Stage::Accepting {
+            accepted: BTreeSet::from([me]),
+            asked: now,
+        };
+        let to = change.to.clone();
+        self.note_configuration(&to);
+        self.durable.configuration = Some(to);
+        self.persist();
+        self.ask_change(now);
+        self.settle_change(now);
+    }
+
+    fn ask_change(&mut self, now: Millis) {
+        let history = self.durable.history.clone();
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        let old = primary.committed.voters.clone();
+        let Some(change) = &mut primary.change else {
+            return;
+        };
+        let Stage::Accepting { accepted, asked } = &mut change.stage else {
+            return;
+        };
+        *asked = now;
+        let missing: Vec<I> = old
+            .union(&change.to.voters)
+            .filter(|v| !accepted.contains(*v))
+            .cloned()
+            .collect();
+        let message = Message::Accept {
+            configuration: change.to.clone(),
+            history,
+        };
+        for voter in missing {
+            self.send(&voter, message.clone());
+        }
+    }
+
+    pub(super) fn on_change_accepted(&mut self, now: Millis, from: I, term: Term, version: u64) {
+        if self.renewal_accepted(now, &from, (term, version)) {
+            return;
+        }
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        if let Some(change) = &mut primary.change
+            && change.to.at() == (term, version)
+            && let Stage::Accepting { accepted, .. } = &mut change.stage
+        {
+            accepted.insert(from);
+            self.settle_change(now);
+        }
+    }
+
+    /// With both majorities the old rule is dropped.
+    fn settle_change(&mut self, now: Millis) {
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        let Some(change) = &primary.change else {
+            return;
+        };
+        let Stage::Accepting { accepted, .. } = &change.stage else {
+            return;
+        };
+        if !primary.committed.majority(accepted) || !change.to.majority(accepted) {
+            return;
+        }
+        let to = change.to.clone();
+        primary.committed = to.clone();
+        primary.change = None;
+        primary.due = 0;
+        self.enforce(&to.sync);
+        self.tick_primary(now);
+    }
+}
