@@ -24,6 +24,40 @@ enum Command {
         #[command(flatten)]
         cluster: cli::ClusterArgs,
     },
+    /// Explain a store: why it is as it is, who votes, what a commit waits for, what would happen if something died.
+    Explain {
+        /// Name of the PrivacyDataStore.
+        store: String,
+        #[command(flatten)]
+        cluster: cli::ClusterArgs,
+    },
+    /// Make another instance the primary.
+    Promote {
+        /// Name of the PrivacyDataStore.
+        store: String,
+        #[command(flatten)]
+        args: cli::act::Promote,
+        #[command(flatten)]
+        cluster: cli::ClusterArgs,
+    },
+    /// Stop PostgreSQL on an instance and keep it from becoming primary.
+    Fence {
+        /// Name of the PrivacyDataStore.
+        store: String,
+        /// The instance.
+        instance: String,
+        #[command(flatten)]
+        cluster: cli::ClusterArgs,
+    },
+    /// Let a fenced instance take part again.
+    Unfence {
+        /// Name of the PrivacyDataStore.
+        store: String,
+        /// The instance.
+        instance: String,
+        #[command(flatten)]
+        cluster: cli::ClusterArgs,
+    },
     /// Print the CustomResourceDefinitions, or write them to a folder.
     Crds {
         /// Write one file per kind here instead of printing.
@@ -78,6 +112,31 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             print!("{}", cli::status::run(client, &namespace, &store).await?);
             Ok(())
         }
+        Command::Explain { store, cluster } => {
+            let (client, namespace) = cluster.connect().await?;
+            print!("{}", cli::explain::run(client, &namespace, &store).await?);
+            Ok(())
+        }
+        Command::Promote {
+            store,
+            args,
+            cluster,
+        } => {
+            let (client, namespace) = cluster.connect().await?;
+            let done = cli::act::promote(client, &namespace, &store, args).await?;
+            print!("{done}");
+            Ok(())
+        }
+        Command::Fence {
+            store,
+            instance,
+            cluster,
+        } => fence(&cluster, &store, &instance, true).await,
+        Command::Unfence {
+            store,
+            instance,
+            cluster,
+        } => fence(&cluster, &store, &instance, false).await,
         Command::Crds { dir: Some(dir) } => api::crds::write_dir(&dir),
         Command::Crds { dir: None } => {
             print!("{}", api::crds::yaml()?);
@@ -93,6 +152,18 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Install { target } => instance::install(&target),
     }
+}
+
+async fn fence(
+    cluster: &cli::ClusterArgs,
+    store: &str,
+    instance: &str,
+    on: bool,
+) -> anyhow::Result<()> {
+    let (client, namespace) = cluster.connect().await?;
+    let done = cli::act::fence(client, &namespace, store, instance, on).await?;
+    print!("{done}");
+    Ok(())
 }
 
 /// Cancelled at SIGTERM or SIGINT.

@@ -2,9 +2,13 @@
 //!
 //! Owns the questions, and how the answers are laid out. Each answer is made by a pure function from what
 //! was read, so that it can be tested without a cluster.
-//! Never needs more rights than reading the store and its pods; says which are missing if they are.
+//! Reading needs no more rights than reading the store and its pods; asking needs to change the store. Says which
+//! are missing if they are.
 
+pub mod act;
+pub mod explain;
 pub mod status;
+pub mod whatif;
 
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};

@@ -37,7 +37,12 @@ pub async fn run(client: Client, namespace: &str, name: &str) -> anyhow::Result<
     Ok(render(&look(client, namespace, name).await?))
 }
 
-async fn look(client: Client, namespace: &str, name: &str) -> anyhow::Result<Picture> {
+/// The store.
+pub(super) async fn get(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> anyhow::Result<PrivacyDataStore> {
     let stores: Api<PrivacyDataStore> = Api::namespaced(client.clone(), namespace);
     let Some(store) = stores
         .get_opt(name)
@@ -48,6 +53,11 @@ async fn look(client: Client, namespace: &str, name: &str) -> anyhow::Result<Pic
             "there is no PrivacyDataStore {name} in namespace {namespace}; `kubectl get pds -A` lists all"
         );
     };
+    Ok(store)
+}
+
+async fn look(client: Client, namespace: &str, name: &str) -> anyhow::Result<Picture> {
+    let store = get(&client, namespace, name).await?;
     let policies: Api<ResidencyPolicy> = Api::all(client.clone());
     let regions: Api<Region> = Api::all(client.clone());
     let permissions = match (
@@ -68,7 +78,8 @@ async fn look(client: Client, namespace: &str, name: &str) -> anyhow::Result<Pic
     })
 }
 
-async fn ask(client: &Client, namespace: &str, pod: &str) -> Result<Status, String> {
+/// What an instance says of itself.
+pub(super) async fn ask(client: &Client, namespace: &str, pod: &str) -> Result<Status, String> {
     let path = format!(
         "/api/v1/namespaces/{namespace}/pods/{pod}:{}/proxy/status",
         names::HTTP_PORT
@@ -171,7 +182,25 @@ fn line(condition: &Condition) -> String {
     )
 }
 
+/// The role, and what sets an instance apart: fenced, going, or with another term than its store's.
+fn role(instance: &InstanceStatus, store_term: Option<i64>) -> String {
+    let mut words = instance
+        .role
+        .map_or_else(|| "-".to_owned(), |r| format!("{r:?}"));
+    if instance.fenced == Some(true) {
+        words.push_str(", fenced");
+    }
+    if instance.leaving == Some(true) {
+        words.push_str(", leaving");
+    }
+    if let Some(term) = instance.term.filter(|t| Some(*t) != store_term) {
+        let _ = write!(words, " (term {term})");
+    }
+    words
+}
+
 fn table(picture: &Picture, instances: &[InstanceStatus]) -> String {
+    let store_term = picture.store.status.as_ref().and_then(|s| s.term);
     let mut instances = instances.to_vec();
     instances.sort_by(|a, b| (&a.region, &a.zone, &a.name).cmp(&(&b.region, &b.zone, &b.name)));
     let mut rows = vec![
@@ -195,9 +224,7 @@ fn table(picture: &Picture, instances: &[InstanceStatus]) -> String {
             .as_ref()
             .ok()
             .and_then(|p| p.replication.iter().find(|r| r.name == instance.name));
-        let role = instance
-            .role
-            .map_or_else(|| "-".to_owned(), |r| format!("{r:?}"));
+        let role = role(instance, store_term);
         rows.push([
             if last.as_ref() == Some(&region) {
                 String::new()
@@ -240,7 +267,8 @@ fn lag(replica: &Replica) -> String {
     }
 }
 
-fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+/// Rows as columns of equal width.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let widths: Vec<usize> = (0..N)
         .map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0))
         .collect();
@@ -279,6 +307,8 @@ mod tests {
             zone: Some(format!("{region}-a")),
             node: Some("n".into()),
             role: Some(role),
+            term: Some(if role == InstanceRole::Primary { 1 } else { 7 }),
+            fenced: (role == InstanceRole::Starting).then_some(true),
             ready: Some(role == InstanceRole::Primary),
             message: Some("following".into()),
             ..Default::default()
@@ -320,9 +350,9 @@ records/consumers  1/2 instances ready
   primary  consumers-1 (term 1)
   commits  wait for 1 of consumers-2
 
-  REGION   ZONE       INSTANCE     NODE  ROLE      READY  REPLICATION         LAG
-  us-east  us-east-a  consumers-2  n     Starting  no     streaming (quorum)  2 KiB, 1.2 ms
-  us-west  us-west-a  consumers-1  n     Primary   yes    -                   -
+  REGION   ZONE       INSTANCE     NODE  ROLE                       READY  REPLICATION         LAG
+  us-east  us-east-a  consumers-2  n     Starting, fenced (term 7)  no     streaming (quorum)  2 KiB, 1.2 ms
+  us-west  us-west-a  consumers-1  n     Primary                    yes    -                   -
   consumers-2: following
 
 ";
