@@ -33,3 +33,9 @@ pub const TERM: &str = "domicile.dev/term";
 pub const PAUSE: &str = "domicile.dev/pause";
 /// Holds a store's deletion until its volumes are dealt with.
 pub const STORE_FINALIZER: &str = "domicile.dev/store";
+/// TMP
+pub const PROMOTE: &str = "domicile.dev/promote";
+/// TMP
+pub const FENCE: &str = "domicile.dev/fence";
+/// TMP
+pub const ACCEPT_DATA_LOSS: &str = "domicile.dev/accept-data-loss";

@@ -298,6 +298,9 @@ pub struct PrivacyDataStoreStatus {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub instances: Vec<InstanceStatus>,
+    /// TMP
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<String>,
 }
 
 /// One instance. Where it is, the operator says; how it is, the instance says of itself.
@@ -354,6 +357,30 @@ pub struct InstanceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub postgres_version: Option<String>,
+
+    /// TMP
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<i64>,
+
+    /// TMP
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voter: Option<bool>,
+
+    /// TMP
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<bool>,
+
+    /// TMP
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_restart: Option<bool>,
+
+    /// TMP
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_be_primary: Option<bool>,
+
+    /// TMP
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<bool>,
 
     /// What it is doing or why it can't, in words, without personal data. By the instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -325,7 +325,10 @@ impl<I: Id> Node<I> {
                 }
             }
             Local::Following { .. } => self.cut(Pending::Retreat),
-            Local::Down { .. } if self.durable.rebuilding && !self.copying => self.rebuild(),
+            // Nothing is left of it. (One that was just made anew only has to start.)
+            Local::Down { .. } if self.durable.rebuilding && self.durable.history.is_empty() => {
+                self.rebuild();
+            }
             Local::Down { .. } | Local::Leading => {}
         }
     }
@@ -452,7 +455,6 @@ impl<I: Id> Node<I> {
         }
         self.local = Local::Down { end: None };
         self.levelling = None;
-        self.copying = false;
         if wiped {
             self.role = Role::Voter;
             if !self.durable.rebuilding || !self.durable.history.is_empty() {

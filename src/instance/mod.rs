@@ -15,7 +15,9 @@
 //! Replication is direct, from PostgreSQL to PostgreSQL; [`receiver`] says why, and how it's cut.
 
 mod act;
+pub mod agent;
 pub mod apiserver;
+pub mod clock;
 pub mod config;
 pub mod conninfo;
 pub mod files;
@@ -23,12 +25,15 @@ pub mod hba;
 pub mod http;
 mod install;
 pub mod jobs;
+pub mod kill;
 pub mod logs;
 pub mod manager;
 pub mod metrics;
-mod observe;
+pub(crate) mod observe;
+pub mod peers;
 pub mod plan;
 pub mod postmaster;
+pub mod proc;
 pub mod programs;
 pub mod reaper;
 pub mod receiver;
@@ -44,6 +49,7 @@ mod tend;
 pub mod tls;
 pub mod vitals;
 pub mod volume;
+pub mod watchdog;
 
 pub use config::{Args, Config};
 pub use install::install;

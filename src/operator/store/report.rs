@@ -33,6 +33,7 @@ pub fn status(store: &PrivacyDataStore, draft: &Draft, now: Timestamp) -> Privac
         primary: draft.primary.clone(),
         system_identifier: draft.system_identifier.clone(),
         instances: draft.instances.clone(),
+        configuration: None,
     }
 }
 
