@@ -17,7 +17,6 @@ fn rendered(major: u32, user: &BTreeMap<String, String>, floors: &BTreeMap<Strin
         listen: "*",
         port: 5432,
         run: Path::new("/run/domicile"),
-        sync: "ANY 1 (\"s-2\")",
         detection_seconds: 3,
         volume_bytes: 10 * 1024 * MEGABYTE,
         user,
