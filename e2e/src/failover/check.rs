@@ -62,6 +62,21 @@ pub async fn prepare(target: &Target) -> Result<()> {
     Ok(())
 }
 
+/// Removes the table.
+///
+/// # Errors
+/// If no primary takes it.
+pub async fn remove(target: &Target) -> Result<()> {
+    let (session, host) = primary(target).await?;
+    let sql = format!("drop table if exists {}", target.table);
+    tokio::time::timeout(PATIENCE, session.commit(&sql))
+        .await
+        .with_context(|| format!("{host} doesn't answer: {sql}"))?
+        .with_context(|| format!("{host}: {sql}"))?;
+    session.close().await;
+    Ok(())
+}
+
 /// Reads the whole table from the primary.
 ///
 /// # Errors

@@ -13,7 +13,8 @@
 //!
 //! The rest is about stores on the test bed: [`store`] (a store and its status), [`inject`] (ways to break it),
 //! [`cases`] (which fault, for how long, with what expected), [`watch`] (what its status said meanwhile), [`run`]
-//! (one run of one case), [`report`] (samples kept, figures and goals).
+//! (one run of one case), [`sample`] and [`report`] (what is kept of it, figures and goals), [`bench`] (all of them), [`show`] (one
+//! of them, before one's eyes).
 //!
 //! **Who measures.** The writer and the probes are one process in the network namespace of a node in another
 //! region than the primary's. It speaks to the hosts of the application Secret's URI, in the URI's order, with
@@ -27,11 +28,20 @@
 //! cancelling): it drops its connection. A primary's reign is told by its timeline, which every promotion raises,
 //! so that "old" and "new" need no knowledge of the product.
 
+pub mod bench;
+pub mod cases;
 pub mod check;
 pub mod client;
 pub mod event;
+pub mod inject;
 pub mod ledger;
 pub mod probe;
 pub mod process;
+pub mod report;
+pub mod run;
+pub mod sample;
 pub mod session;
+pub mod show;
+pub mod store;
 pub mod target;
+pub mod watch;
