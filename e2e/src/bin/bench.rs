@@ -2,6 +2,7 @@
 //! the client program that they start.
 
 use std::net::IpAddr;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -65,8 +66,18 @@ enum Bench {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    match Cli::parse().bench {
+async fn main() -> ExitCode {
+    match Box::pin(execute(Cli::parse().bench)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute(bench: Bench) -> Result<()> {
+    match bench {
         Bench::Create { runs } => create(runs).await,
         Bench::Failover {
             runs,

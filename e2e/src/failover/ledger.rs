@@ -113,12 +113,14 @@ impl Ledger {
         Some(seconds(from, first.at))
     }
 
-    /// The longest that a commit of the service took, in seconds, counting what was given up.
+    /// The longest that a commit of the service took that was sent between two times, in seconds, counting what
+    /// was given up.
     #[must_use]
-    pub fn longest_commit(&self) -> f64 {
+    pub fn longest_commit(&self, from: u64, to: u64) -> f64 {
         let given_up = self.unknown.iter().map(|(row, _)| row);
         self.service()
             .chain(given_up.filter(|row| matches!(row.who, Who::Writer | Who::Probe)))
+            .filter(|row| (from..=to).contains(&row.sent))
             .map(|row| seconds(row.sent, row.at))
             .fold(0.0, f64::max)
     }
@@ -305,7 +307,8 @@ mod tests {
             ),
             (3, 1, 1)
         );
-        assert_eq!(ledger.longest_commit(), 0.003);
+        assert_eq!(ledger.longest_commit(0, 10 * MS), 0.003);
+        assert_eq!(ledger.longest_commit(2 * MS, 10 * MS), 0.0);
     }
 
     #[test]

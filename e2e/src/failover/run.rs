@@ -67,6 +67,8 @@ struct Run<'a> {
 /// When the fault began and ended.
 struct Span {
     begin: u64,
+    /// When ending it began: from here on, starting an API server or an operator is a load of its own.
+    over: u64,
     end: u64,
     thaw: Option<Thaw>,
 }
@@ -208,7 +210,7 @@ impl Run<'_> {
             variant: self.variant().to_owned(),
             gap: ledger.gap(begin, end),
             writer: ledger.writer_gap(begin, end),
-            longest: ledger.longest_commit(),
+            longest: ledger.longest_commit(span.begin, span.over),
             commits: ledger.acknowledged().len(),
             unknown: ledger.unknown().len(),
             lost: wrong.lost.len(),
@@ -284,6 +286,7 @@ impl Run<'_> {
             Kind::Graceful if self.variant() == "promote" => {}
             _ => sleep(self.case.lasts()).await,
         }
+        let over = now()?;
         let mut thaw = None;
         match self.case.kind {
             Kind::NodeCut | Kind::CutIn | Kind::CutOut | Kind::Cancelled => {
@@ -320,7 +323,12 @@ impl Run<'_> {
         } else {
             now()?
         };
-        Ok(Span { begin, end, thaw })
+        Ok(Span {
+            begin,
+            over,
+            end,
+            thaw,
+        })
     }
 
     fn region(&self) -> Result<Region> {
