@@ -4,7 +4,7 @@
 //! - *gap* of a set of commits: the longest time, between the run's beginning and its end, in which none of them
 //!   was acknowledged. The service's commits are the writer's and the probes'; sessions inside a pod are not
 //!   the service.
-//! - *lost*: acknowledged without a warning, and not in the last primary's table.
+//! - *lost*: acknowledged, and not in the last primary's table.
 //! - *dual*: acknowledged by a server of an older timeline after one of a newer timeline had acknowledged a commit.
 //! - *stale*: seconds from the newer timeline's first commit to the last read that a server of an older timeline
 //!   answered as a primary.
@@ -19,7 +19,7 @@ use super::event::{Event, Row, Who, seconds};
 pub struct Ledger {
     /// Acknowledged rows, in the order of their acknowledgement.
     acknowledged: Vec<Row>,
-    /// Rows acknowledged with a warning: by a server that says so itself, on one volume only.
+    /// Rows that a client cancelled, acknowledged with the warning that they may be on one volume only.
     warned: Vec<Row>,
     /// Rows of which nothing is known, and why.
     unknown: Vec<(Row, String)>,
@@ -52,8 +52,11 @@ impl Ledger {
         let mut ledger = Self::default();
         for event in events {
             match event {
-                Event::Acknowledged { row, warned: false } => ledger.acknowledged.push(row),
-                Event::Acknowledged { row, warned: true } => ledger.warned.push(row),
+                // A warning excuses nothing, unless the client brought it about itself.
+                Event::Acknowledged { row, warned: true } if row.who == Who::Cancelling => {
+                    ledger.warned.push(row);
+                }
+                Event::Acknowledged { row, .. } => ledger.acknowledged.push(row),
                 Event::Unknown { row, why } => ledger.unknown.push((row, why)),
                 Event::Read {
                     sent,
@@ -75,7 +78,7 @@ impl Ledger {
         &self.acknowledged
     }
 
-    /// Rows acknowledged with a warning.
+    /// Rows that a client cancelled, and that were acknowledged with a warning.
     #[must_use]
     pub fn warned(&self) -> &[Row] {
         &self.warned
@@ -148,21 +151,19 @@ impl Ledger {
         }
     }
 
-    /// Rows acknowledged with a warning that a table doesn't hold.
+    /// Those of [`Ledger::warned`] that a table doesn't hold.
     #[must_use]
     pub fn warned_lost(&self, found: &Found) -> Vec<Row> {
         missing(&self.warned, found)
     }
 
-    /// Commits acknowledged by an older timeline after a newer one's first. A warning doesn't excuse them, but a
-    /// thaw does those that were sent before it.
+    /// Commits acknowledged by an older timeline after a newer one's first. A thaw excuses those sent before it.
     #[must_use]
     pub fn dual(&self, thaw: Option<Thaw>) -> Vec<Row> {
         let reigns = self.reigns();
         let excused = |sent: u64| thaw.is_some_and(|thaw| sent <= thaw.excused);
         self.acknowledged
             .iter()
-            .chain(self.warned.iter().filter(|row| row.who != Who::Cancelling))
             .filter(|row| {
                 deposed(&reigns, row.timeline).is_some_and(|since| row.at > since)
                     && !excused(row.sent)

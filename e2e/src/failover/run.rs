@@ -188,10 +188,9 @@ impl Run<'_> {
         }
         if self.case.kind == Kind::RegionCutHome {
             // Down, but not without a word.
-            let said = seen.iter().any(|s| {
-                let (status, reason, _) = &s.status.available;
-                s.at >= span.begin && status == "False" && !reason.is_empty()
-            });
+            let said = seen
+                .iter()
+                .any(|s| s.at >= span.begin && s.status.down.is_some());
             if !said {
                 violations.push("the status never said that it was down, and why".to_owned());
             }

@@ -55,8 +55,8 @@ pub struct Status {
     pub term: i64,
     /// The condition Ready is True.
     pub ready: bool,
-    /// Status, reason and message of the condition Available.
-    pub available: (String, String, String),
+    /// Reason and message of the condition Available, or else Ready, while it is False.
+    pub down: Option<(String, String)>,
     /// The instances, by name.
     pub instances: Vec<Instance>,
 }
@@ -74,7 +74,11 @@ impl Status {
             term: status["term"].as_i64().unwrap_or_default(),
             ready: condition(store, "Ready").is_some_and(|c| c.0 == "True")
                 && status["observedGeneration"].as_i64() == store.metadata.generation,
-            available: condition(store, "Available").unwrap_or_default(),
+            down: ["Available", "Ready"]
+                .iter()
+                .filter_map(|kind| condition(store, kind))
+                .find(|(status, reason, _)| status == "False" && !reason.is_empty())
+                .map(|(_, reason, message)| (reason, message)),
             instances,
         }
     }
