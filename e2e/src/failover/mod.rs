@@ -13,7 +13,7 @@
 //!
 //! The rest is about stores on the test bed: [`store`] (a store and its status), [`inject`] (ways to break it),
 //! [`cases`] (which fault, for how long, with what expected), [`watch`] (what its status said meanwhile), [`run`]
-//! (one run of one case), [`sample`] and [`report`] (what is kept of it, figures and goals), [`bench`] (all of them), [`show`] (one
+//! (one run of one case), [`sample`] and [`report`] (what is kept of it, figures and goals), [`mod@bench`] (all of them), [`show`] (one
 //! of them, before one's eyes).
 //!
 //! **Who measures.** The writer and the probes are one process in the network namespace of a node in another
