@@ -15,7 +15,7 @@ RUNS         ?= 5
 export RUNS
 
 .DEFAULT_GOAL := help
-.PHONY: checkout help setup demo down test image plugin generate fmt lint bench-create status
+.PHONY: checkout help setup demo down test image plugin generate fmt lint bench-create bench-failover break status
 
 # Keeps what another checkout has built from being taken for this one's; see scripts/lib.sh.
 checkout:
@@ -58,3 +58,9 @@ lint: checkout ## Formatting and lints, warnings denied
 
 bench-create: setup ## Seconds from apply to Ready, for 1 and for 10 stores (RUNS=n)
 	@scripts/bench create
+
+bench-failover: setup ## What a failover costs (RUNS=n, CASES=…, LATENCY="0 40", FRESH=1); goes on where it stopped
+	@scripts/bench failover
+
+break: ## Cut the demo's primary off before your eyes, and let it come home
+	@scripts/break

@@ -68,17 +68,30 @@ impl Harness {
     /// # Errors
     /// If the leftover doesn't go, or the API server refuses.
     pub async fn namespace(&self, name: &str) -> Result<Scope> {
-        let scope = Scope {
+        self.scope(name).remove().await?;
+        self.keep_namespace(name).await
+    }
+
+    /// A namespace as it is.
+    #[must_use]
+    pub fn scope(&self, name: &str) -> Scope {
+        Scope {
             harness: self.clone(),
             namespace: name.to_owned(),
-        };
-        scope.remove().await?;
+        }
+    }
+
+    /// A namespace under the `restricted` Pod Security Standard, with what is in it already.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub async fn keep_namespace(&self, name: &str) -> Result<Scope> {
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": { "name": name, "labels": { "pod-security.kubernetes.io/enforce": "restricted" } },
         });
         self.bed.apply(&namespace.to_string()).await?;
-        Ok(scope)
+        Ok(self.scope(name))
     }
 }
 

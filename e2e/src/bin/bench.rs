@@ -1,11 +1,18 @@
-//! The benches, on the running test bed: `bench create`.
+//! The benches, on the running test bed: `bench create`, `bench failover`, `bench break`; and
+//! the client program that they start.
 
+use std::net::IpAddr;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use e2e::failover::bench::{Plan, failover};
+use e2e::failover::show::{self, Show};
+use e2e::failover::{cases, client, store};
 use e2e::figures::{Figure, publish};
 use e2e::harness::Harness;
+use e2e::testbed::TestBed;
 use futures::future::try_join_all;
 
 /// Measures the product on the running test bed.
@@ -23,12 +30,87 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
+    /// What a failover costs: the service's gap, rows lost, two primaries at a time.
+    Failover {
+        /// How often each case.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// Which cases, with commas or spaces between; all by default.
+        #[arg(long, default_value = "")]
+        cases: String,
+        /// Milliseconds between regions, one way, with commas or spaces between.
+        #[arg(long, default_value = "0 40")]
+        latency: String,
+        /// Forget earlier runs of these cases.
+        #[arg(long)]
+        fresh: bool,
+    },
+    /// Cuts the primary's node off before one's eyes, and lets it come home.
+    Break {
+        /// The store's namespace.
+        #[arg(long, default_value = "records")]
+        namespace: String,
+        /// The store.
+        #[arg(long, default_value = "consumers")]
+        store: String,
+    },
+    /// What the instance at an address says of itself.
+    #[command(hide = true)]
+    Ask {
+        /// Its address.
+        address: IpAddr,
+    },
+    /// A client that other programs start: a spec in, events out (see `e2e::failover::client`).
+    #[command(hide = true)]
+    Client,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
-    match Cli::parse().bench {
+#[tokio::main]
+async fn main() -> ExitCode {
+    match Box::pin(execute(Cli::parse().bench)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute(bench: Bench) -> Result<()> {
+    match bench {
         Bench::Create { runs } => create(runs).await,
+        Bench::Failover {
+            runs,
+            cases,
+            latency,
+            fresh,
+        } => {
+            let plan = Plan {
+                cases: cases::choose(&cases)?,
+                latencies: cases::latencies(&latency)?,
+                runs,
+                fresh,
+                program: std::env::current_exe().context("the path of this program")?,
+            };
+            Box::pin(failover(&plan)).await
+        }
+        Bench::Break { namespace, store } => {
+            let harness = Harness {
+                bed: TestBed::attach().await?,
+            };
+            let what = Show {
+                scope: harness.scope(&namespace),
+                bed: harness.bed,
+                store,
+                program: std::env::current_exe().context("the path of this program")?,
+            };
+            Box::pin(show::show(&what)).await
+        }
+        Bench::Ask { address } => {
+            println!("{}", store::ask(address).await?);
+            Ok(())
+        }
+        Bench::Client => client::serve().await,
     }
 }
 
