@@ -97,7 +97,7 @@ fn walk<'a>(node: Node<'a>, out: &mut Vec<Node<'a>>) {
 type Check = fn(&Node<'_>) -> Option<String>;
 
 /// Booleans that will never need a third value, and why.
-const BOOLEANS: [(&str, &str); 2] = [
+const BOOLEANS: [(&str, &str); 7] = [
     (
         "PrivacyDataStore.status.instances[].ready",
         "as in core/v1 ContainerStatus",
@@ -105,6 +105,26 @@ const BOOLEANS: [(&str, &str); 2] = [
     (
         "PrivacyDataStore.status.instances[].durable",
         "an observation: a commit waits for standbys or doesn't",
+    ),
+    (
+        "PrivacyDataStore.status.instances[].voter",
+        "an observation: it is a member of the list of voters or isn't",
+    ),
+    (
+        "PrivacyDataStore.status.instances[].fenced",
+        "an observation: the annotation names it and it has stopped, or not",
+    ),
+    (
+        "PrivacyDataStore.status.instances[].pendingRestart",
+        "an observation: as in PostgreSQL's pg_settings",
+    ),
+    (
+        "PrivacyDataStore.status.instances[].mayBePrimary",
+        "a permission: policies permit or don't, and doubt is no",
+    ),
+    (
+        "PrivacyDataStore.status.instances[].leaving",
+        "an intent: it is to stay or to go",
     ),
 ];
 

@@ -33,9 +33,13 @@ pub const TERM: &str = "domicile.dev/term";
 pub const PAUSE: &str = "domicile.dev/pause";
 /// Holds a store's deletion until its volumes are dealt with.
 pub const STORE_FINALIZER: &str = "domicile.dev/store";
-/// TMP
+/// On a store: the instance that is to become primary. The primary's instance hands over to it; the operator
+/// removes the annotation once that has happened, or says why it can't.
 pub const PROMOTE: &str = "domicile.dev/promote";
-/// TMP
+/// On a store: instances, separated by commas, that stop PostgreSQL and are no candidates until they are taken
+/// off again.
 pub const FENCE: &str = "domicile.dev/fence";
-/// TMP
+/// On a store: `INSTANCE@TERM`. The instance may go on without the copies that could tell what was acknowledged,
+/// if the term is the one that it knows. A person's word, and the last resort; the operator removes it and
+/// leaves an event.
 pub const ACCEPT_DATA_LOSS: &str = "domicile.dev/accept-data-loss";

@@ -2,14 +2,14 @@
 //!
 //! Owns the type only. What the operator makes of it is `operator::store`.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use super::region::NameRef;
-use super::schema::{conditions_schema, parameters_schema, quantity_schema};
+use super::schema::{conditions_schema, date_time_schema, parameters_schema, quantity_schema};
 
 /// A PostgreSQL store with replicas in several regions, all of them permitted by a ResidencyPolicy.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -298,9 +298,131 @@ pub struct PrivacyDataStoreStatus {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub instances: Vec<InstanceStatus>,
-    /// TMP
+
+    /// What the instances have agreed on, as their primary knows it. By the primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub configuration: Option<String>,
+    #[x_kube(merge_strategy = StructMerge::Atomic)]
+    pub configuration: Option<AgreedConfiguration>,
+
+    /// The latest change of the primary, by its milestones. By the new primary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(merge_strategy = StructMerge::Atomic)]
+    pub last_failover: Option<LastFailover>,
+}
+
+/// What the instances have agreed on: who votes, whom a commit waits for, who may become primary. A voter is
+/// named by its instance and its volume, as "consumers-2/k3x9": on another volume it is another voter.
+///
+/// Atomic: an instance that becomes primary writes all of it, so that nothing of its predecessor's is mixed in.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgreedConfiguration {
+    /// The term: one election, one primary.
+    #[schemars(range(min = 0))]
+    pub term: i64,
+
+    /// Counts changes within the term.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub version: i64,
+
+    /// The voter that is primary in this term.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub primary: Option<String>,
+
+    /// Who votes, the witness included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub voters: Vec<String>,
+
+    /// The voter without data, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub witness: Option<String>,
+
+    /// Whose flush a commit waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub sync_members: Vec<String>,
+
+    /// How many of syncMembers must have flushed a commit before it is acknowledged. More than there are: commits
+    /// wait until there are.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub acks: i32,
+
+    /// Which voters may become primary: those where the residency policy permits one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub may_be_primary: Vec<String>,
+}
+
+/// A change of the primary. Times are those of the new primary's clock; a milestone that isn't known is absent.
+///
+/// Atomic, for the same reason as [`AgreedConfiguration`].
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastFailover {
+    /// The term that began with it.
+    #[schemars(range(min = 0))]
+    pub term: i64,
+
+    /// The new primary.
+    #[schemars(length(min = 1, max = 63))]
+    pub primary: String,
+
+    /// The primary before it, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub previous_primary: Option<String>,
+
+    /// Why, as one word: PrimarySilent (nothing was heard for detectionSeconds), PrimaryDead (its end was seen),
+    /// HandOver (it asked for it itself), ByHand (a person accepted the loss of data), Founding (the store began).
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[A-Z][A-Za-z]*$"))]
+    pub reason: String,
+
+    /// When the primary before counted as gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "date_time_schema")]
+    pub detected_at: Option<MicroTime>,
+
+    /// When enough voters had cut themselves off from it: it could acknowledge nothing any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "date_time_schema")]
+    pub fenced_at: Option<MicroTime>,
+
+    /// When a majority had accepted the new primary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "date_time_schema")]
+    pub elected_at: Option<MicroTime>,
+
+    /// When its PostgreSQL accepted writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "date_time_schema")]
+    pub promoted_at: Option<MicroTime>,
+
+    /// When the Service STORE-rw led to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "date_time_schema")]
+    pub routed_at: Option<MicroTime>,
+}
+
+/// Values of [`LastFailover::reason`].
+pub mod failover_reasons {
+    /// Nothing was heard of the primary for `detectionSeconds`.
+    pub const PRIMARY_SILENT: &str = "PrimarySilent";
+    /// The primary's end was seen: connections refused, or PostgreSQL gone under a live manager.
+    pub const PRIMARY_DEAD: &str = "PrimaryDead";
+    /// The primary asked for it itself: a switchover, or its pod was stopped.
+    pub const HAND_OVER: &str = "HandOver";
+    /// A person accepted the loss of data.
+    pub const BY_HAND: &str = "ByHand";
+    /// The store began.
+    pub const FOUNDING: &str = "Founding";
 }
 
 /// One instance. Where it is, the operator says; how it is, the instance says of itself.
@@ -358,27 +480,29 @@ pub struct InstanceStatus {
     #[schemars(length(max = 32))]
     pub postgres_version: Option<String>,
 
-    /// TMP
+    /// The term of the configuration that it knows. By the instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub term: Option<i64>,
 
-    /// TMP
+    /// Whether it is a voter of that configuration. By the instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub voter: Option<bool>,
 
-    /// TMP
+    /// Whether it has stopped PostgreSQL as the annotation domicile.dev/fence asks. By the instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fenced: Option<bool>,
 
-    /// TMP
+    /// Whether a changed parameter takes effect only when PostgreSQL is started again. By the instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_restart: Option<bool>,
 
-    /// TMP
+    /// Whether the policy permits a primary where it is, and where it is is certain. By the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub may_be_primary: Option<bool>,
 
-    /// TMP
+    /// Whether it is to go: it is taken out of the voters first, and hands over if it is the primary. By the
+    /// operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<bool>,
 

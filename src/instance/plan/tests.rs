@@ -162,7 +162,11 @@ fn a_founding_primary_opens_once_the_store_knows_it() {
     });
     assert_eq!(next(&s), Step::Found);
     s.process = Process::Stopped;
-    assert_eq!(next(&s), Step::Found, "also one from before there were votes");
+    assert_eq!(
+        next(&s),
+        Step::Found,
+        "also one from before there were votes"
+    );
     s.duty = Duty::Standby;
     s.process = Process::Running(Mode::Founding);
     assert!(matches!(next(&s), Step::Stop(_)));
@@ -216,10 +220,7 @@ fn a_copy_that_does_not_count_is_replaced_when_somebody_serves() {
 
 #[test]
 fn a_fenced_instance_is_stopped() {
-    let mut s = with(
-        Duty::Fenced,
-        seen("s-2", Some(known()), cluster("7", true)),
-    );
+    let mut s = with(Duty::Fenced, seen("s-2", Some(known()), cluster("7", true)));
     s.process = Process::Running(Mode::Standby);
     assert!(matches!(next(&s), Step::Stop(_)));
     s.process = Process::Stopped;

@@ -33,7 +33,9 @@ pub fn status(store: &PrivacyDataStore, draft: &Draft, now: Timestamp) -> Privac
         primary: draft.primary.clone(),
         system_identifier: draft.system_identifier.clone(),
         instances: draft.instances.clone(),
+        // The instances' own.
         configuration: None,
+        last_failover: None,
     }
 }
 
@@ -44,6 +46,8 @@ fn operators_part(status: &PrivacyDataStoreStatus) -> PrivacyDataStoreStatus {
         region: i.region.clone(),
         zone: i.zone.clone(),
         node: i.node.clone(),
+        may_be_primary: i.may_be_primary,
+        leaving: i.leaving,
         ..Default::default()
     };
     let mut part = PrivacyDataStoreStatus {
@@ -53,6 +57,8 @@ fn operators_part(status: &PrivacyDataStoreStatus) -> PrivacyDataStoreStatus {
             .filter(|i| i.region.is_some())
             .map(place)
             .collect(),
+        configuration: None,
+        last_failover: None,
         ..status.clone()
     };
     // The API server keeps the order in which entries came; it means nothing.
