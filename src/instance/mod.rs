@@ -8,7 +8,8 @@
 //! One loop: observe → plan → act → report. [`plan`] is pure and decides; everything else only looks or does.
 //! - pure: [`plan`], [`settings`], [`hba`], [`conninfo`], [`sync`], [`report`], [`status`]
 //! - the volume and files: [`volume`], [`tls`], [`files`], [`install`]
-//! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`]
+//! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`],
+//!   [`kill`], [`watchdog`], and what they need: [`proc`], [`clock`]
 //! - the outside: [`store`] (the seam), [`apiserver`], [`http`], [`metrics`]
 //! - the loop: [`manager`], and its four parts `observe`, `act`, `tend`, `say`; process 1: [`reaper`]
 //!
@@ -16,6 +17,7 @@
 
 mod act;
 pub mod apiserver;
+pub mod clock;
 pub mod config;
 pub mod conninfo;
 pub mod files;
@@ -23,12 +25,14 @@ pub mod hba;
 pub mod http;
 mod install;
 pub mod jobs;
+pub mod kill;
 pub mod logs;
 pub mod manager;
 pub mod metrics;
 mod observe;
 pub mod plan;
 pub mod postmaster;
+pub mod proc;
 pub mod programs;
 pub mod reaper;
 pub mod receiver;
@@ -44,6 +48,7 @@ mod tend;
 pub mod tls;
 pub mod vitals;
 pub mod volume;
+pub mod watchdog;
 
 pub use config::{Args, Config};
 pub use install::install;

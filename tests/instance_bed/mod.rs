@@ -33,7 +33,7 @@ pub const PORT: u16 = 15432;
 pub const PASSWORD: &str = "it's a \\ \"secret\" é";
 
 /// PostgreSQL refuses to run as root, so the whole test process becomes its Debian user.
-fn drop_root() {
+pub fn drop_root() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if nix::unistd::geteuid().is_root() {
