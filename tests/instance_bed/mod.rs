@@ -266,6 +266,7 @@ impl Bed {
             listen: address.to_string(),
             port: PORT,
             http: SocketAddr::new(address, 18008),
+            peers: SocketAddr::new(address, 18009),
             timing: Timing {
                 tick: Duration::from_millis(200),
                 starting_tick: Duration::from_millis(50),
