@@ -10,7 +10,7 @@
 //! - the volume and files: [`volume`], [`tls`], [`files`], [`install`]
 //! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`],
 //!   [`kill`], [`watchdog`], and what they need: [`proc`], [`clock`]
-//! - the outside: [`store`] (the seam), [`apiserver`], [`http`], [`metrics`]
+//! - the outside: [`store`] (the seam), [`apiserver`], [`peers`], [`http`], [`metrics`]
 //! - the loop: [`manager`], and its four parts `observe`, `act`, `tend`, `say`; process 1: [`reaper`]
 //!
 //! Replication is direct, from PostgreSQL to PostgreSQL; [`receiver`] says why, and how it's cut.
@@ -30,6 +30,7 @@ pub mod logs;
 pub mod manager;
 pub mod metrics;
 mod observe;
+pub mod peers;
 pub mod plan;
 pub mod postmaster;
 pub mod proc;
