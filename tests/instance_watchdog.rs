@@ -10,12 +10,8 @@
 mod instance_bed;
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use domicile::instance::clock::boottime_ms;
@@ -253,15 +249,17 @@ async fn a_watchdog_that_hangs_or_dies_is_noticed_and_replaced() {
         assert!(renew(&mut watchdog).is_err());
         watchdog.restart().unwrap();
         // The replacement knows what is guarded.
-        let rss = std::fs::read_to_string(format!("/proc/{}/status", watchdog.pid().unwrap()));
-        let lines = rss.unwrap();
-        println!(
-            "{:?}",
-            lines
-                .lines()
-                .filter(|l| l.contains("Rss"))
-                .collect::<Vec<_>>()
-        );
+        let third = Proc::of(watchdog.pid().unwrap()).unwrap();
+        until("it has begun to wait", async || {
+            third.stat().is_some_and(|s| s.state == 'S')
+        })
+        .await;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", third.pid)).unwrap();
+        let rss: Vec<&str> = status
+            .lines()
+            .filter(|l| l.contains("Rss") || l.contains("VmRSS"))
+            .collect();
+        println!("{rss:?}");
         drop(watchdog);
         tree.until_gone().await;
     })
@@ -321,7 +319,8 @@ async fn a_real_postgresql_ends_at_its_deadline_with_all_its_sessions() {
         let late = boottime_ms() - deadline;
         println!("{killed} processes killed, reported {late} ms after the deadline");
         assert!(Duration::from_millis(late) < SOON);
-        assert!(usize::try_from(killed).unwrap() >= all.len());
+        // The three sessions, the postmaster and its helpers; the test's own look may be over by then.
+        assert!(killed >= 7);
         assert!(all.iter().all(|p| !p.alive()));
         // The manager starts it anew; that one isn't touched.
         until("it's back", async || primary.sql("SELECT 1").await.is_ok()).await;

@@ -8,8 +8,9 @@
 //! One loop: observe → plan → act → report. [`plan`] is pure and decides; everything else only looks or does.
 //! - pure: [`plan`], [`settings`], [`hba`], [`conninfo`], [`sync`], [`report`], [`status`]
 //! - the volume and files: [`volume`], [`tls`], [`files`], [`install`]
-//! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`]
-//! - the outside: [`store`] (the seam), [`apiserver`], [`http`], [`metrics`]
+//! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`],
+//!   [`kill`], [`watchdog`], and what they need: [`proc`], [`clock`]
+//! - the outside: [`store`] (the seam), [`apiserver`], [`peers`], [`http`], [`metrics`]
 //! - the loop: [`manager`], and its four parts `observe`, `act`, `tend`, `say`; process 1: [`reaper`]
 //!
 //! Replication is direct, from PostgreSQL to PostgreSQL; [`receiver`] says why, and how it's cut.

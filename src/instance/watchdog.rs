@@ -12,14 +12,13 @@
 
 pub mod process;
 
-use std::io;
+use std::io::{self, PipeWriter, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
-use tokio::net::unix::pipe;
 use tokio::process::{Child, ChildStdout, Command};
 use tracing::warn;
 
@@ -50,7 +49,7 @@ pub struct Watchdog {
     children: Children,
     program: PathBuf,
     child: Child,
-    input: pipe::Sender,
+    input: PipeWriter,
     output: Lines<BufReader<ChildStdout>>,
     last: Option<[u8; RECORD]>,
     _guard: Guard,
@@ -65,6 +64,8 @@ impl Watchdog {
         let (reader, writer) = io::pipe()?;
         // Without it, a hung watchdog is noticed later: no reason not to have one.
         let _ = fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(PIPE));
+        // This end only; the other is the watchdog's own.
+        fcntl(writer.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let mut command = Command::new(program);
         command
             .arg(SUBCOMMAND)
@@ -85,7 +86,7 @@ impl Watchdog {
         Ok(Self {
             children: children.clone(),
             program: program.to_owned(),
-            input: pipe::Sender::from_owned_fd(OwnedFd::from(writer))?,
+            input: writer,
             output: BufReader::new(output).lines(),
             child,
             last: None,
@@ -124,8 +125,7 @@ impl Watchdog {
 
     fn say(&self, record: &[u8; RECORD]) -> io::Result<()> {
         // A pipe takes so few bytes whole or not at all.
-        // Directly: tokio knows that a new pipe can be written to only after it has asked the kernel.
-        match nix::unistd::write(&self.input, record).map_err(io::Error::from) {
+        match (&self.input).write(record) {
             Ok(RECORD) => Ok(()),
             Ok(_) => Err(io::Error::other("a record was torn")),
             Err(e) => Err(e),

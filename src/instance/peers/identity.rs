@@ -89,7 +89,7 @@ pub(super) async fn follow(
                     publish.send_replace(Some(Arc::new(identity)));
                 }
                 Err(e) => {
-                    warn!("the certificate in the Secret can't be used between instances: {e:#}")
+                    warn!("the certificate in the Secret can't be used between instances: {e:#}");
                 }
             }
             known = Some(now);

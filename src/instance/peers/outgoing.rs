@@ -36,6 +36,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause between attempts to replace a connection that works.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
 
+const CLOSED: &str = "it closed the connection";
+
 struct Connection {
     stream: TlsStream<TcpStream>,
     reader: Reader,
@@ -254,7 +256,7 @@ impl Outgoing {
             tokio::select! {
                 frame = reader.next(stream) => match frame {
                     Ok(Some(_)) => asked = true,
-                    Ok(None) => return End::Sign("it closed the connection".to_owned()),
+                    Ok(None) => return End::Sign(CLOSED.to_owned()),
                     Err(e) => return end(&e),
                 },
                 () = peer.outbox.filled() => {
@@ -318,8 +320,9 @@ async fn write(shared: &Shared, peer: &Peer, stream: &mut TlsStream<TcpStream>) 
 fn end(e: &io::Error) -> End {
     use io::ErrorKind as Kind;
     match e.kind() {
-        Kind::UnexpectedEof
-        | Kind::ConnectionReset
+        // Without TLS's own goodbye, as a process that is killed does.
+        Kind::UnexpectedEof => End::Sign(CLOSED.to_owned()),
+        Kind::ConnectionReset
         | Kind::ConnectionAborted
         | Kind::ConnectionRefused
         | Kind::BrokenPipe
@@ -439,7 +442,7 @@ async fn dial_one(
     let mut reader = Reader::default();
     match reader.next(&mut stream).await.map_err(silent)? {
         Some(body) => Hello::parse(&body).map_err(silent)?,
-        None => return Err(Failure::Silent("it closed the connection".to_owned())),
+        None => return Err(Failure::Silent(CLOSED.to_owned())),
     };
     Ok(Connection {
         stream,
