@@ -14,11 +14,46 @@ use super::report::{self, Facts};
 use super::status::{Receiver, Status, Synchronous};
 use super::store::{self, Endpoints, Wish};
 use super::{settings, sync};
-use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
+use crate::api::privacy_data_store::{
+    AgreedConfiguration, InstanceRole, InstanceStatus, LastFailover,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 /// A term as the kinds have it.
 fn term(term: u64) -> i64 {
     i64::try_from(term).unwrap_or(i64::MAX)
+}
+
+/// What the instances have agreed on, if this one is their primary.
+fn agreed(view: &View) -> Option<AgreedConfiguration> {
+    let c = view.configuration.as_ref().filter(|_| view.serving)?;
+    Some(AgreedConfiguration {
+        term: term(c.term),
+        version: term(c.version),
+        primary: Some(c.primary.clone()),
+        voters: c.voters.iter().cloned().collect(),
+        witness: c.witness.clone(),
+        sync_members: c.sync.members.iter().cloned().collect(),
+        acks: i32::try_from(c.sync.acks).unwrap_or(i32::MAX),
+        may_be_primary: c.may_be_primary.iter().cloned().collect(),
+    })
+}
+
+/// The failover that made this instance primary.
+fn story(view: &View, instance: &str) -> Option<LastFailover> {
+    let last = view.failover.as_ref().filter(|_| view.serving)?;
+    let at = |t: Option<jiff::Timestamp>| t.map(MicroTime);
+    Some(LastFailover {
+        term: term(last.term),
+        primary: instance.to_owned(),
+        previous_primary: last.previous.clone(),
+        reason: last.reason.to_owned(),
+        detected_at: at(last.detected),
+        fenced_at: at(last.fenced),
+        elected_at: at(last.elected),
+        promoted_at: at(last.promoted),
+        routed_at: None,
+    })
 }
 
 impl Manager {
@@ -71,6 +106,8 @@ impl Manager {
             uid: self.store.as_ref().and_then(|s| s.metadata.uid.clone()),
             entry,
             create: true,
+            configuration: agreed(&view),
+            failover: story(&view, &self.config.instance),
             read_write,
             read_only,
         };
@@ -128,6 +165,8 @@ impl Manager {
             wish.entry.ready = Some(false);
             wish.entry.durable = wish.entry.durable.map(|_| false);
             wish.entry.message = Some("is stopping".to_owned());
+            wish.configuration = None;
+            wish.failover = None;
             wish.create = false;
             true
         });

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::plan::{Source, StoreSeen};
-use crate::api::privacy_data_store::InstanceStatus;
+use crate::api::privacy_data_store::{AgreedConfiguration, InstanceStatus, LastFailover};
 use crate::api::{PrivacyDataStore, labels};
 
 /// The two ways between an instance and the API server. Each holds the newest value only: an API server that
@@ -34,6 +34,10 @@ pub struct Wish {
     /// Whether the entry may be made if it isn't there. Not while the instance is stopping: it may just have
     /// been taken out of the store.
     pub create: bool,
+    /// What the instances have agreed on (from the primary only).
+    pub configuration: Option<AgreedConfiguration>,
+    /// The failover that made it primary (from the primary only).
+    pub failover: Option<LastFailover>,
     /// Who accepts writes (from the primary only).
     pub read_write: Option<Endpoints>,
     /// Who answers reads (from the primary only).

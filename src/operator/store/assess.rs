@@ -302,7 +302,7 @@ pub fn assess(
                 .find(|i| i.name == primary)
                 .and_then(|i| i.system_identifier.clone())
         }),
-        instances: instances.iter().map(where_is).collect(),
+        instances: instances.iter().map(|i| where_is(lawful, i)).collect(),
     }
 }
 
@@ -343,7 +343,7 @@ fn oddities(
     all
 }
 
-fn where_is(instance: &Instance<'_>) -> InstanceStatus {
+fn where_is(lawful: &Lawful, instance: &Instance<'_>) -> InstanceStatus {
     let node = instance
         .pod
         .and_then(|p| p.spec.as_ref())
@@ -353,6 +353,10 @@ fn where_is(instance: &Instance<'_>) -> InstanceStatus {
         region: Some(instance.place.region.clone()),
         zone: Some(instance.place.zone.clone()).filter(|z| !z.is_empty()),
         node,
+        may_be_primary: Some(lawful.permissions.permits(
+            crate::api::residency_policy::Data::Primary,
+            &instance.place.region,
+        )),
         ..Default::default()
     }
 }

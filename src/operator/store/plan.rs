@@ -83,7 +83,17 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
             };
         }
     };
-    let primary = store.status.as_ref().and_then(|s| s.primary.clone());
+    let reported = store
+        .status
+        .iter()
+        .flat_map(|s| &s.instances)
+        .filter(|i| i.role == Some(crate::api::privacy_data_store::InstanceRole::Primary))
+        .filter_map(|i| Some((i.term?, i.name.clone())))
+        .max();
+    let primary = reported
+        .as_ref()
+        .map(|r| r.1.clone())
+        .or_else(|| store.status.as_ref().and_then(|s| s.primary.clone()));
     if primary.is_none() && !lawful.problems.is_empty() {
         return Plan {
             steps: Vec::new(),
@@ -103,7 +113,12 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
     let on_record =
         primary.filter(|p| !unlawful_and_unmade(observed, &lawful, &placement.placed, p));
     let (primary, term) = match on_record {
-        Some(primary) => (primary, status_term(observed).unwrap_or(1)),
+        Some(primary) => (
+            primary,
+            reported
+                .map_or(0, |r| r.0)
+                .max(status_term(observed).unwrap_or(1)),
+        ),
         None => match found(observed, &lawful, &placement.placed) {
             Ok(Some(Founding { name, term })) => {
                 let term = term.max(status_term(observed).map_or(0, |t| t.saturating_add(1)));
