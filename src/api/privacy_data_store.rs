@@ -301,12 +301,14 @@ pub struct PrivacyDataStoreStatus {
 
     /// What the instances have agreed on, as their primary knows it. By the primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(merge_strategy = StructMerge::Atomic)]
+    // kube's StructMerge writes a key that definitions don't have.
+    #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub configuration: Option<AgreedConfiguration>,
 
     /// The latest change of the primary, by its milestones. By the new primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(merge_strategy = StructMerge::Atomic)]
+    // kube's StructMerge writes a key that definitions don't have.
+    #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub last_failover: Option<LastFailover>,
 }
 
