@@ -40,6 +40,8 @@ pub enum Phase<I: Id> {
     Levelling {
         /// Those that are.
         level: BTreeSet<I>,
+        /// Those that can become so.
+        behind: BTreeSet<I>,
     },
     /// Waits for a majority, and for PostgreSQL to enforce the rule.
     Accepting {
@@ -80,6 +82,17 @@ pub struct Election<I: Id> {
     pub farewell: Option<Term>,
     /// A person has accepted that commits are lost.
     pub accept_loss: bool,
+}
+
+impl<I: Id> Election<I> {
+    /// Whom it is to catch up with, and by which eras.
+    pub(super) fn catching(&self) -> Option<(I, History)> {
+        let Phase::Catching { source, .. } = &self.phase else {
+            return None;
+        };
+        let copy = self.votes.get(source)?.copy.as_ref()?;
+        Some((source.clone(), copy.history.clone()))
+    }
 }
 
 /// What an election may do with its votes.
@@ -420,6 +433,7 @@ impl<I: Id> Node<I> {
                 self.give_up(now, "the voter with the longest log could not be followed");
             }
             Phase::Levelling { .. } if over => self.propose(now),
+            Phase::Levelling { .. } if ask => self.ask_level(now),
             Phase::Accepting { .. } if over => self.give_up(now, "no majority accepted"),
             Phase::Accepting { .. } if ask => self.ask_acceptance(now),
             Phase::Promoting { sent, .. } if now >= sent + self.timing.lease => {
@@ -573,10 +587,8 @@ impl<I: Id> Node<I> {
         let Some(basis) = self.outcome(election).ok().flatten().map(|o| o.basis) else {
             return;
         };
-        let term = election.term;
-        let planned = self.planned(term);
         let mut level = BTreeSet::new();
-        let mut behind = Vec::new();
+        let mut behind = BTreeSet::new();
         for id in basis.copies().filter(|id| **id != self.me) {
             let Some(copy) = election.votes.get(id).and_then(|b| b.copy.as_ref()) else {
                 continue;
@@ -587,24 +599,37 @@ impl<I: Id> Node<I> {
             if copy.end == own.end {
                 level.insert(id.clone());
             } else if copy.end < own.end {
-                behind.push(id.clone());
+                behind.insert(id.clone());
             }
         }
         let needed = basis.acks(usize::MAX);
         let short = level.len() < needed && !behind.is_empty();
-        self.enter(now, Phase::Levelling { level });
+        self.enter(now, Phase::Levelling { level, behind });
         if !short {
             return self.propose(now);
         }
-        for id in behind {
-            self.send(
-                &id,
-                Message::Level {
-                    term,
-                    history: planned.clone(),
-                    end: own.end,
-                },
-            );
+        self.ask_level(now);
+    }
+
+    fn ask_level(&mut self, now: Millis) {
+        let Some(own) = self.own_copy() else { return };
+        let Role::Electing(election) = &mut self.role else {
+            return;
+        };
+        election.asked = now;
+        let term = election.term;
+        let Phase::Levelling { level, behind } = &election.phase else {
+            return;
+        };
+        let missing: Vec<I> = behind.difference(level).cloned().collect();
+        let history = self.planned(term);
+        for id in missing {
+            let message = Message::Level {
+                term,
+                history: history.clone(),
+                end: own.end,
+            };
+            self.send(&id, message);
         }
     }
 
@@ -616,7 +641,7 @@ impl<I: Id> Node<I> {
         if election.term != term || own.is_none_or(|o| o.end != end) {
             return;
         }
-        let Phase::Levelling { level } = &mut election.phase else {
+        let Phase::Levelling { level, .. } = &mut election.phase else {
             return;
         };
         level.insert(from.clone());
@@ -638,7 +663,7 @@ impl<I: Id> Node<I> {
         let Role::Electing(election) = &self.role else {
             return;
         };
-        let (Phase::Levelling { level }, term) = (&election.phase, election.term) else {
+        let (Phase::Levelling { level, .. }, term) = (&election.phase, election.term) else {
             return;
         };
         let Some(basis) = self.outcome(election).ok().flatten().map(|o| o.basis) else {

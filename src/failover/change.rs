@@ -63,7 +63,8 @@ impl<I: Id> Primary<I> {
         let kept = |id: &I| wish.is_none_or(|w| w.voters.contains(id));
         let live: BTreeSet<I> = old
             .copies()
-            .filter(|id| *id != me && kept(id))
+            // One that streams and hasn't heard of this era can't say in which its copy ends.
+            .filter(|id| *id != me && kept(id) && self.informed.contains(*id))
             .filter(|id| {
                 self.streaming.get(id).is_some_and(|s| {
                     durability == Durability::Required

@@ -29,6 +29,7 @@ mod node;
 mod primary;
 mod types;
 mod voter;
+mod witness;
 
 pub use message::{Copy, Effect, Event, Message, Story, Streaming, Wish};
 pub use node::{Local, Node, Role, Timing, Wanted};
@@ -36,6 +37,7 @@ pub use types::{
     Configuration, Durability, Durable, Era, History, Id, Lsn, Millis, Relation, Rule, Term, held,
     relation,
 };
+pub use witness::{Register, Watch};
 
 #[cfg(test)]
 mod tests;

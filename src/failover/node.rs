@@ -414,6 +414,13 @@ impl<I: Id> Node<I> {
         self.gone == Some(configuration.term) || now >= self.heard + self.timing.detection
     }
 
+    /// Whether the primary of `term` is known to be down, by a sign and not by silence: so that whoever acts
+    /// for the witness needn't wait either.
+    #[must_use]
+    pub fn knows_dead(&self, term: Term) -> bool {
+        self.gone == Some(term)
+    }
+
     /// A number below `bound` that differs from instance to instance.
     pub(super) fn chance(&mut self, bound: Millis) -> Millis {
         // xorshift64*: a delay needs no better randomness.

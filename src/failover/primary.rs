@@ -20,6 +20,8 @@ pub struct Primary<I: Id> {
     pub change: Option<Change<I>>,
     /// For each voter, when the latest message that it answered was sent.
     pub answered: BTreeMap<I, Millis>,
+    /// Who has answered a heartbeat of this era: their copies' histories name it.
+    pub informed: BTreeSet<I>,
     /// When each recent heartbeat was sent.
     pub sent: BTreeMap<u64, Millis>,
     /// The next heartbeat's number.
@@ -74,6 +76,7 @@ impl<I: Id> Primary<I> {
             answered: accepted.iter().map(|v| (v.clone(), sent)).collect(),
             committed,
             change: None,
+            informed: BTreeSet::new(),
             sent: BTreeMap::new(),
             seq: 1,
             due: 0,
@@ -187,6 +190,7 @@ impl<I: Id> Node<I> {
                 primary.challenged = Some(promised);
             }
         } else if let Some(sent) = primary.sent.get(&seq).copied() {
+            primary.informed.insert(from.clone());
             let answered = primary.answered.entry(from).or_insert(0);
             *answered = sent.max(*answered);
         }

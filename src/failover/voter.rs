@@ -158,13 +158,15 @@ impl<I: Id> Node<I> {
 
     // --- configurations
 
-    /// Whether it is newer, and nothing promised stands against it.
+    /// Whether it is newer, and nothing promised stands against it. A promise of the same term to another
+    /// doesn't: whoever proposes has a majority of this term's promises, so nobody else ever can.
     fn acceptable(&self, new: &Configuration<I>) -> bool {
-        let promised = self.durable.promised;
-        new.at() > self.durable.at()
-            && (new.term > promised
-                || (new.term == promised
-                    && self.durable.coordinator.as_ref() == Some(&new.primary)))
+        new.at() > self.durable.at() && new.term >= self.durable.promised
+    }
+
+    /// Whether this term is promised to this primary: then the copy was cut for it, and follows nobody else.
+    fn pledged(&self, to: &Configuration<I>) -> bool {
+        to.term == self.durable.promised && self.durable.coordinator.as_ref() == Some(&to.primary)
     }
 
     pub(super) fn on_accept(
@@ -187,7 +189,7 @@ impl<I: Id> Node<I> {
             let (term, promised) = (new.term, self.durable.promised);
             return self.send(from, Message::Refused { term, promised });
         }
-        if new.term == self.durable.promised {
+        if self.pledged(&new) {
             self.take(now, new, &history);
         } else {
             self.retire_from(new.term);
@@ -223,9 +225,7 @@ impl<I: Id> Node<I> {
             .configuration
             .as_ref()
             .is_some_and(|c| c.term == term);
-        if self.durable.promised < term {
-            self.promise(term, &primary);
-        }
+        self.promise(term, &primary);
         self.durable.configuration = Some(new);
         self.persist();
         self.send(&primary, Message::Accepted { term, version });
@@ -274,7 +274,7 @@ impl<I: Id> Node<I> {
         if configuration.at() > self.durable.at() {
             // This voter missed the election, or a change: a heartbeat's configuration has its majority.
             if self.acceptable(&configuration) {
-                if term == promised {
+                if self.pledged(&configuration) {
                     self.take(now, configuration, &history);
                 } else if !matches!(&self.pending, Some(Pending::Accept { configuration: c, .. }) if *c == configuration)
                 {
@@ -294,13 +294,19 @@ impl<I: Id> Node<I> {
         self.gone = None;
         self.farewell = None;
         self.suspected = None;
-        self.send(from, answer);
+        if term < self.durable.at().0 {
+            // A renewal that this voter has accepted already; or a late one of an earlier reign, whose eras
+            // must not replace those of what is being received now.
+            return self.send(from, answer);
+        }
         self.seen = Some(Seen {
             term,
             history: history.clone(),
             position,
         });
         self.consider(from, &history);
+        // Last: whoever answers has its era on disk.
+        self.send(from, answer);
     }
 
     /// Follows `primary`, if nothing keeps this copy from it.
@@ -316,16 +322,22 @@ impl<I: Id> Node<I> {
                     Relation::Diverged => self.rebuild(),
                 }
             }
-            Local::Following { upstream, .. } if upstream == primary => {
+            Local::Following { upstream, end } if upstream == primary => {
+                if self.durable.history == *history {
+                    return;
+                }
                 // It streamed from this one before it was promoted: the new era is written down before it
-                // comes along the same connection.
-                if self.durable.history != *history {
+                // comes along the same connection. If it came already, or the other's copy isn't the one that
+                // this one followed, only a look at its own end can tell.
+                if relation(&self.durable.history, *end, history) == Relation::Prefix {
                     self.durable.history.clone_from(history);
                     self.persist();
+                } else {
+                    self.cut(Pending::Retreat);
                 }
             }
             Local::Following { .. } => self.cut(Pending::Retreat),
-            // Nothing is left of it. (One that was just made anew only has to start.)
+            // Nothing is left of it. (A copy that is there, but marked, is looked at once it has started.)
             Local::Down { .. } if self.durable.rebuilding && self.durable.history.is_empty() => {
                 self.rebuild();
             }
@@ -334,10 +346,13 @@ impl<I: Id> Node<I> {
     }
 
     pub(super) fn on_standby(&mut self, end: Lsn) {
-        if matches!(self.local, Local::Down { .. }) && !self.copying && self.cutting == 0 {
-            self.local = Local::Standing { end };
-            self.consider_seen();
+        if self.local == Local::Leading || self.copying || self.cutting > 0 {
+            return;
         }
+        // Whatever it was told to follow before it started, it follows nobody now.
+        self.local = Local::Standing { end };
+        self.catch_up_again(end);
+        self.consider_seen();
     }
 
     fn consider_seen(&mut self) {
@@ -378,6 +393,16 @@ impl<I: Id> Node<I> {
             self.persist();
         }
         self.levelled_self(from, end);
+    }
+
+    /// A coordinator whose PostgreSQL was started anew while it fetched what it lacks.
+    fn catch_up_again(&mut self, end: Lsn) {
+        let Role::Electing(election) = &self.role else {
+            return;
+        };
+        if let Some((source, history)) = election.catching() {
+            self.follow(&source, &history, end);
+        }
     }
 
     /// The coordinator's wish: become level with it before the new configuration.
