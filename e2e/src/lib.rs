@@ -19,6 +19,7 @@ pub mod layout;
 pub mod leftovers;
 pub mod net;
 pub mod node;
+pub mod patroni;
 pub mod pki;
 pub mod provisioner;
 pub mod relay;
