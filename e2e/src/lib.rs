@@ -10,6 +10,7 @@ pub mod cgroups;
 pub mod cluster;
 pub mod control;
 pub mod daemon;
+pub mod failover;
 pub mod faults;
 pub mod figures;
 pub mod harness;

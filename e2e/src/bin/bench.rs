@@ -1,9 +1,10 @@
-//! The benches, on the running test bed: `bench create`.
+//! The benches, on the running test bed: `bench create`; and their client program.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use e2e::failover::client;
 use e2e::figures::{Figure, publish};
 use e2e::harness::Harness;
 use futures::future::try_join_all;
@@ -23,12 +24,16 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
+    /// A client that other programs start: a spec in, events out (see `e2e::failover::client`).
+    #[command(hide = true)]
+    Client,
 }
 
-#[tokio::main(flavor = "current_thread")]
+#[tokio::main]
 async fn main() -> Result<()> {
     match Cli::parse().bench {
         Bench::Create { runs } => create(runs).await,
+        Bench::Client => client::serve().await,
     }
 }
 
