@@ -8,6 +8,7 @@ pub mod addons;
 pub mod api;
 pub mod cgroups;
 pub mod cluster;
+pub mod commit;
 pub mod control;
 pub mod daemon;
 pub mod failover;

@@ -28,8 +28,14 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub fn command(words: &[&str]) -> Vec<String> {
     let script = "mount -t tmpfs -o mode=1777 shm /dev/shm && \
         exec setpriv --reuid=postgres --regid=postgres --init-groups --reset-env -- \"$@\"";
-    let wrapper = ["unshare", "--ipc", "--mount", "--", "sh", "-c", script, "host"];
-    wrapper.iter().chain(words).map(|w| (*w).to_owned()).collect()
+    let wrapper = [
+        "unshare", "--ipc", "--mount", "--", "sh", "-c", script, "host",
+    ];
+    wrapper
+        .iter()
+        .chain(words)
+        .map(|w| (*w).to_owned())
+        .collect()
 }
 
 /// The living processes of a host.
@@ -60,8 +66,7 @@ fn processes(node: &Node) -> Result<Vec<i32>> {
 /// If there is none.
 pub fn kill_postmaster(node: &Node, data: &Path) -> Result<()> {
     let path = data.join("postmaster.pid");
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let pid: i32 = text
         .lines()
         .next()

@@ -5,6 +5,7 @@
 //! nothing of Kubernetes beside them. A single etcd is as good as three here: no case breaks one of three.
 //! Never runs beside the test bed (they share names and addresses), and never as a service of the machine.
 
+pub mod bench;
 mod config;
 mod host;
 
@@ -439,12 +440,7 @@ fn programs() -> Result<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = folders
         .flatten()
         .filter(|e| e.path().join("bin/postgres").exists())
-        .filter_map(|e| {
-            Some((
-                e.file_name().to_str()?.parse().ok()?,
-                e.path().join("bin"),
-            ))
-        })
+        .filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.path().join("bin"))))
         .collect();
     found.sort();
     match found.pop() {
@@ -452,7 +448,9 @@ fn programs() -> Result<PathBuf> {
             say("ok", &format!("PostgreSQL {major} from Debian"), None);
             Ok(bin)
         }
-        None => Err(Hopeless("there is no PostgreSQL server here: run scripts/setup".into()).into()),
+        None => {
+            Err(Hopeless("there is no PostgreSQL server here: run scripts/setup".into()).into())
+        }
     }
 }
 
