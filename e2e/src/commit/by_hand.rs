@@ -30,13 +30,13 @@ const DATA: &str = "/var/lib/by-hand/data";
 pub const SETTINGS: &str = "select name || ' = ' || quote_literal(current_setting(name)) from pg_settings \
     where source = 'configuration file' and name not in ('hba_file', 'ident_file', 'config_file', 'data_directory', \
     'ssl_ca_file', 'ssl_cert_file', 'ssl_key_file', 'unix_socket_directories', 'listen_addresses', 'cluster_name', \
-    'synchronous_standby_names', 'primary_conninfo', 'primary_slot_name', 'external_pid_file') order by name";
+    'synchronous_standby_names', 'primary_conninfo', 'primary_slot_name', 'external_pid_file', 'log_line_prefix') order by name";
 
 /// All settings but those, to compare.
 pub const COMPARED: &str = "select name || '=' || setting from pg_settings \
     where name not in ('hba_file', 'ident_file', 'config_file', 'data_directory', \
     'ssl_ca_file', 'ssl_cert_file', 'ssl_key_file', 'unix_socket_directories', 'listen_addresses', 'cluster_name', \
-    'synchronous_standby_names', 'primary_conninfo', 'primary_slot_name', 'external_pid_file') order by name";
+    'synchronous_standby_names', 'primary_conninfo', 'primary_slot_name', 'external_pid_file', 'log_line_prefix') order by name";
 
 /// What the pair is made of.
 pub struct ByHand<'a> {

@@ -125,7 +125,7 @@ async fn measure(scope: &Scope, plan: Plan) -> Result<Vec<Figure>> {
         pod: by_hand::PRIMARY.to_owned(),
         sockets: by_hand::SOCKETS,
     };
-    scope.client(CLIENT, "us-west", STORE).await?;
+    scope.client(CLIENT, "us-west-2", STORE).await?;
     alike(scope, &ours, &theirs).await?;
     println!(
         "primaries on {}, standbys on {}, pgbench in us-west; TLS for clients and replication in both",
