@@ -290,6 +290,14 @@ impl Scope {
         self.wait_condition(store, "Ready", "True", "").await
     }
 
+    /// Runs a command in a pod of this namespace; what it prints is the answer.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub async fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
+        self.harness.bed.exec(&self.namespace, pod, command).await
+    }
+
     /// SQL as the superuser on one instance, over its Unix socket.
     ///
     /// # Errors

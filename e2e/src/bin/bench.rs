@@ -1,21 +1,23 @@
-//! The benches, on the running test bed: `bench create`, `bench failover`, `bench break`; and
-//! the client program that they start.
+//! The benches: `bench create`, `bench commit`, `bench failover` and `bench break` on the running test bed, `bench
+//! failover-patroni` where there is none; and their client program.
 
 use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use e2e::commit;
 use e2e::failover::bench::{Plan, failover};
 use e2e::failover::show::{self, Show};
 use e2e::failover::{cases, client, store};
 use e2e::figures::{Figure, publish};
 use e2e::harness::Harness;
+use e2e::patroni::{self, Patroni};
 use e2e::testbed::TestBed;
 use futures::future::try_join_all;
 
-/// Measures the product on the running test bed.
+/// Measures the product on the running test bed, and what it is compared with.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -59,6 +61,30 @@ enum Bench {
     Ask {
         /// Its address.
         address: IpAddr,
+    },
+    /// Commits per second of a store, and of the same pair of PostgreSQLs configured by hand.
+    Commit {
+        /// How many pairs of measurements, for each script and number of clients.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// How long each takes.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+    },
+    /// Failover under Patroni with etcd. Needs no test bed, and that none is there.
+    FailoverPatroni {
+        /// How often each case.
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// Only these cases.
+        #[arg(long, value_delimiter = ',')]
+        cases: Vec<String>,
+        /// Only Patroni's own clocks, or only the quicker ones.
+        #[arg(long, value_parser = ["default", "quick"])]
+        clocks: Option<String>,
+        /// Only removes what an interrupted run has left.
+        #[arg(long)]
+        down: bool,
     },
     /// A client that other programs start: a spec in, events out (see `e2e::failover::client`).
     #[command(hide = true)]
@@ -110,8 +136,36 @@ async fn execute(bench: Bench) -> Result<()> {
             println!("{}", store::ask(address).await?);
             Ok(())
         }
+        Bench::Commit { runs, seconds } => commit::bench(commit::Plan { runs, seconds }).await,
+        Bench::FailoverPatroni { down: true, .. } => Patroni::down().await,
+        Bench::FailoverPatroni {
+            runs,
+            cases,
+            clocks,
+            ..
+        } => failover_patroni(runs, &cases, clocks.as_deref()).await,
         Bench::Client => client::serve().await,
     }
+}
+
+async fn failover_patroni(runs: usize, cases: &[String], clocks: Option<&str>) -> Result<()> {
+    let all = patroni::bench::CASES;
+    for name in cases {
+        ensure!(
+            all.iter().any(|c| c.name() == name),
+            "no case {name}: there are {}",
+            all.map(patroni::Fault::name).join(", ")
+        );
+    }
+    let wanted = |c: &patroni::Fault| cases.is_empty() || cases.iter().any(|n| n == c.name());
+    let chosen: Vec<_> = all.into_iter().filter(wanted).collect();
+    let [default, quick] = patroni::bench::SETTINGS;
+    let settings = match clocks {
+        Some("default") => vec![default],
+        Some(_) => vec![quick],
+        None => vec![default, quick],
+    };
+    patroni::bench::bench(runs, &chosen, &settings).await
 }
 
 async fn create(runs: usize) -> Result<()> {
