@@ -81,6 +81,8 @@ pub struct Manager {
     pub(super) copying: Option<History>,
     /// A copy is whole, and the agent hasn't taken note yet.
     pub(super) copied: bool,
+    /// The latest failover that the metrics know of.
+    pub(super) told_term: u64,
     /// What the agent was told of the volume.
     pub(super) wiped: bool,
     pub(super) signs: Arc<Signs>,
@@ -190,6 +192,7 @@ impl Manager {
             agent,
             copying: None,
             copied: false,
+            told_term: 0,
             wiped: false,
             signs: Arc::default(),
             metrics,

@@ -97,6 +97,10 @@ impl Manager {
             .flat_map(|c| &c.sync.members)
             .filter(|m| streaming.contains_key(*m))
             .count();
+        if let Some(failover) = view.failover.as_ref().filter(|f| f.term > self.told_term) {
+            self.told_term = failover.term;
+            self.metrics.promoted(failover);
+        }
         self.metrics
             .observe(&status, if is_primary { present } else { 0 });
 

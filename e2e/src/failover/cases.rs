@@ -81,7 +81,9 @@ pub enum Failover {
     Must,
     /// It may.
     May,
-    /// It must not.
+    /// It must not; the same one may be elected again, in a term of its own.
+    Home,
+    /// Nobody is to be elected.
     Never,
 }
 
@@ -200,7 +202,8 @@ impl Case {
     #[must_use]
     pub fn failover(self, run: usize) -> Failover {
         match self.kind {
-            RegionCutHome | QuietApiDown => Failover::Never,
+            RegionCutHome => Failover::Home,
+            QuietApiDown => Failover::Never,
             Flapping | StandbysLost => Failover::May,
             // A switch-over may be quicker than a restart in place, or not.
             PgdataWiped if self.variant(run) == "standby" => Failover::Never,

@@ -177,6 +177,15 @@ impl Run<'_> {
         }
         match (self.case.failover(self.number), failovers) {
             (Failover::Must, 0) => violations.push("no other instance became primary".to_owned()),
+            (Failover::Home, _) => {
+                let elsewhere = seen
+                    .iter()
+                    .filter_map(|s| s.primary.as_deref())
+                    .find(|p| *p != self.primary.pod);
+                if let Some(pod) = elsewhere {
+                    violations.push(format!("{pod} became primary, where none is permitted"));
+                }
+            }
             (Failover::Never, n) if n > 0 => {
                 violations.push(format!("{n} promotions, where there must be none"));
             }
@@ -410,7 +419,7 @@ impl Run<'_> {
                 .any(|e| matches!(e, Event::Acknowledged { row, .. } if row.sent > span.end))
         });
         let _ = again.await;
-        reigns(&outside.so_far()) > 1
+        self.case.failover(self.number) != Failover::Home && reigns(&outside.so_far()) > 1
     }
 
     /// Seconds from the fault's end until everybody who was hurt is back at work: the status says so, and so does

@@ -132,7 +132,8 @@ struct Agent {
     stuck: Option<String>,
     switched: Option<(String, u64, Instant)>,
     fence: bool,
-    leaving: bool,
+    /// The primary has said that it hands over.
+    handing: bool,
     left: bool,
     rebuilt_from: Option<History>,
 }
@@ -208,7 +209,7 @@ pub fn start(
         stuck: None,
         switched: None,
         fence: false,
-        leaving: false,
+        handing: false,
         left: false,
         rebuilt_from: None,
     };
@@ -417,14 +418,11 @@ impl Agent {
         let now = Some(Timestamp::now());
         match story {
             Story::Detected { primary, direct } => {
-                info!(primary, direct, "the primary counts as dead");
+                let reason = self.reason(direct);
+                info!(primary, reason, "the primary is gone");
                 self.story = Failover {
                     previous: primary.map(|p| names::instance_of(&p).to_owned()),
-                    reason: if direct {
-                        "PrimaryDead"
-                    } else {
-                        "PrimarySilent"
-                    },
+                    reason,
                     detected: now,
                     ..Failover::default()
                 };
@@ -441,6 +439,7 @@ impl Agent {
                 info!(term, "serves");
                 self.story.promoted = now;
                 self.story.term = term;
+                self.handing = false;
                 self.last = Some(std::mem::take(&mut self.story));
                 self.stuck = None;
                 self.since.clear();
@@ -457,6 +456,20 @@ impl Agent {
                 info!("no election: {why}");
                 self.stuck = Some(why.to_owned());
             }
+        }
+    }
+
+    /// Why there is to be another primary, as the kinds name it.
+    fn reason(&self, direct: bool) -> &'static str {
+        use crate::api::privacy_data_store::failover_reasons as reasons;
+        if self.node.durable().at().0 <= 1 {
+            reasons::FOUNDING
+        } else if self.handing {
+            reasons::HAND_OVER
+        } else if direct {
+            reasons::PRIMARY_DEAD
+        } else {
+            reasons::PRIMARY_SILENT
         }
     }
 
@@ -602,6 +615,9 @@ impl Agent {
                     return None;
                 }
                 self.learn(&from, envelope.address);
+                if let Message::Farewell { successor, .. } = &envelope.message {
+                    self.handing = successor.is_some();
+                }
                 Some(Event::Message {
                     from: envelope.from,
                     message: envelope.message,
@@ -687,7 +703,6 @@ impl Agent {
             }
             Input::Stranded => return Some(Event::Stranded),
             Input::Leave => {
-                self.leaving = true;
                 if self.node.serving().is_some() {
                     return Some(Event::HandOver(None));
                 }
