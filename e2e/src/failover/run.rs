@@ -180,8 +180,8 @@ impl Run<'_> {
             (Failover::Home, _) => {
                 let elsewhere = seen
                     .iter()
-                    .filter_map(|s| s.primary.as_deref())
-                    .find(|p| *p != self.primary.pod);
+                    .map(|s| s.status.primary.as_str())
+                    .find(|p| !p.is_empty() && *p != self.primary.pod);
                 if let Some(pod) = elsewhere {
                     violations.push(format!("{pod} became primary, where none is permitted"));
                 }
