@@ -150,6 +150,8 @@ pub struct Node<I: Id> {
     /// Since when the primary counts as dead, and how long this candidate waits before it acts on that.
     pub(super) suspected: Option<(Millis, Millis)>,
     pub(super) pending: Option<Pending<I>>,
+    /// The promise of this term was made to a primary that serves on meanwhile (rule 9).
+    pub(super) renewing: Option<Term>,
     /// Cuts under way. Until all are done nothing is followed, voted or promoted.
     pub(super) cutting: u32,
     /// The newest configuration heard of, accepted or not: whom to ask.
@@ -184,6 +186,7 @@ impl<I: Id> Node<I> {
             farewell: None,
             suspected: None,
             pending: None,
+            renewing: None,
             cutting: 0,
             seen: None,
             levelling: None,

@@ -178,6 +178,8 @@ impl<I: Id> Node<I> {
     ) {
         self.note_term(promised);
         let me = self.me.clone();
+        // One that is to join could otherwise never accept.
+        let joining = self.wish.as_ref().is_some_and(|w| w.voters.contains(&from));
         let Some(primary) = self.primary_mut() else {
             return;
         };
@@ -185,7 +187,7 @@ impl<I: Id> Node<I> {
             return;
         }
         if promised > term && coordinator != Some(&me) {
-            let voter = primary.committed.voters.contains(&from);
+            let voter = joining || primary.committed.voters.contains(&from);
             if voter && primary.challenged.is_none_or(|c| c < promised) {
                 primary.challenged = Some(promised);
             }

@@ -88,6 +88,7 @@ impl<I: Id> Node<I> {
             self.promise(term, &from);
             self.persist();
         }
+        self.renewing = Some(term);
         let configuration = self.durable.configuration.clone();
         self.send(
             &from,
@@ -266,10 +267,15 @@ impl<I: Id> Node<I> {
             promised,
             coordinator: coordinator.clone(),
         };
-        // A promise to this very primary is a renewal under way (rule 9); any other higher one stands against
-        // it, and the answer says so.
         if term < promised && coordinator.as_ref() != Some(from) {
+            // A higher promise stands against it, and the answer says so.
             return self.send(from, answer);
+        }
+        // A promise to this very primary is a renewal under way (rule 9), or it was asked for after this
+        // heartbeat: then the primary has stopped since, and whoever followed it now would do so unaware of
+        // the era that it is about to begin.
+        if term < promised && self.renewing != Some(promised) {
+            return;
         }
         if configuration.at() > self.durable.at() {
             // This voter missed the election, or a change: a heartbeat's configuration has its majority.

@@ -147,7 +147,7 @@ impl World {
                     self.wish.voters.insert(id);
                 }
                 // A store of which nobody may be primary stays down by right, and can't be asked to change.
-                if self.wish.may_be_primary.contains(&id) && self.wish.may_be_primary.len() < self.slots.len() {
+                if self.wish.may_be_primary.contains(&id) && self.wish.may_be_primary.len() < self.slots.len() || self.wish.voters.len() < 3 {
                     self.wish.voters.insert(id);
                 }
                 self.wish_again();
@@ -219,7 +219,7 @@ impl World {
 
     /// The disk is lost: another voter in the same slot. Only while the others hold everything.
     fn wipe(&mut self, i: usize) {
-        if self.plan.wipes == 0 || self.short_of().is_some() || self.wish.may_be_primary.len() < self.slots.len() {
+        if self.plan.wipes == 0 || self.short_of().is_some() || self.wish.may_be_primary.len() < self.slots.len() || self.wish.voters.len() < 3 {
             return;
         }
         self.plan.wipes -= 1;

@@ -79,6 +79,9 @@ fn settle(world: &mut World, what: &str) -> Option<String> {
             return None;
         }
     }
+    if world.down_by_right() {
+        return None;
+    }
     for i in 0..world.slots.len() {
         let slot = &world.slots[i];
         let pg = &slot.pg;

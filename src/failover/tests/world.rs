@@ -6,7 +6,7 @@ use super::chaos::Plan;
 use super::oracle::{Oracle, V};
 use super::postgres::{Connection, Postgres, Rec, Sender, State, Wal};
 use crate::failover::{
-    Configuration, Durable, Effect, Event, History, Local, Message, Millis, Node, Register, Rule,
+    Configuration, Durable, Effect, Event, History, Local, Message, Millis, Node, Register, Role, Rule,
     Streaming, Term, Timing, Wanted, Watch, Wish, held,
 };
 
@@ -604,12 +604,18 @@ impl World {
         if let Message::Accept { configuration, .. } = message {
             self.oracle.configuration(configuration);
         }
-        if let Message::Vote { copy: Some(copy), .. } = message {
+        if let Message::Heartbeat { configuration, .. } = message {
+            self.oracle.served = self.oracle.served.max(configuration.at());
+        }
+        if let Message::Vote { copy: Some(copy), configuration: Some(c), .. } = message
+            && c.at() >= self.oracle.served
+            && (c.primary == self.slots[i].id || c.sync.members.contains(&self.slots[i].id))
+        {
             let wal = &self.slots[i].pg.wal;
             let eras = wal.eras();
             let said = held(&copy.history, copy.end);
-            // It may have streamed on from an upstream that was promoted without its knowing; that makes it a
-            // stranger to every later primary, never a wrong member.
+            // Others may have streamed on from an upstream that was promoted, or followed somebody, without
+            // their knowing; that makes them strangers to every later primary, never members.
             let same = said.len() <= eras.len() && said.iter().zip(&eras).all(|(a, b)| (a.term, a.start) == (b.term, b.start));
             if !self.slots[i].pg.copy || !wal.whole() || wal.end() != copy.end || !same {
                 let why = format!(
@@ -945,6 +951,19 @@ impl World {
 
     // --- what the quiet phase has to reach
 
+    /// Nobody who may be primary has a copy that counts: the store stays down by right (rule 3).
+    pub fn down_by_right(&self) -> bool {
+        let Some(c) = self
+            .slots
+            .iter()
+            .filter_map(|s| s.disk.configuration.as_ref())
+            .max_by_key(|c| c.at())
+        else {
+            return false;
+        };
+        self.slots.iter().all(|s| !c.may_be_primary.contains(&s.id) || s.disk.rebuilding)
+    }
+
     /// Why the store isn't whole, if it isn't.
     pub fn short_of(&self) -> Option<String> {
         let serving: Vec<usize> = (0..self.slots.len())
@@ -957,7 +976,13 @@ impl World {
         if !slot.pg.leads() || self.now >= slot.pg.until {
             return Some(format!("{p} has no lease"));
         }
-        let c = slot.node.as_ref().and_then(|n| n.serving())?;
+        let Some(Role::Primary(primary)) = slot.node.as_ref().map(Node::role) else {
+            return Some("none".to_owned());
+        };
+        if primary.change.is_some() || primary.renewal.is_some() {
+            return Some("a change is under way".to_owned());
+        }
+        let c = &primary.committed;
         if c.voters != self.wish.voters || c.durability != self.wish.durability || c.witness != self.wish.witness {
             return Some(format!("voters {:?}, wished {:?}", c.voters, self.wish.voters));
         }
