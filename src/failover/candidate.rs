@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::message::{Copy, Effect, Message, Story};
 use super::node::{Local, Node, Pending, Role};
+use super::planted::Mistake;
 use super::primary::Primary;
 use super::types::{Configuration, Era, History, Id, Lsn, Millis, Relation, Rule, Term, relation};
 
@@ -161,14 +162,17 @@ impl<I: Id> Node<I> {
             return false;
         };
         c.voters.contains(&self.me)
-            && c.may_be_primary.contains(&self.me)
-            && !self.durable.rebuilding
+            && (c.may_be_primary.contains(&self.me) || self.errs(Mistake::PolicyIgnored))
+            && (!self.durable.rebuilding || self.errs(Mistake::RebuildingIsData))
             && !self.fenced
             && matches!(self.local, Local::Standing { .. } | Local::Following { .. })
             && self.cutting == 0
     }
 
     pub(super) fn tick_candidate(&mut self, now: Millis) {
+        if self.errs(Mistake::ResumedTerm) && self.resume(now) {
+            return;
+        }
         if !self.silent(now) {
             self.suspected = None;
             return;
@@ -199,6 +203,35 @@ impl<I: Id> Node<I> {
             }
             _ => {}
         }
+    }
+
+    /// Planted: what a restarted primary must never do.
+    fn resume(&mut self, now: Millis) -> bool {
+        let Some(c) = self.durable.configuration.clone() else {
+            return false;
+        };
+        let mine = c.primary == self.me
+            && self.durable.promised == c.term
+            && matches!(self.local, Local::Standing { .. })
+            && self.cutting == 0;
+        if mine {
+            self.out.push(Effect::Enforce(c.sync.clone()));
+            self.role = Role::Electing(Box::new(Election {
+                term: c.term,
+                votes: BTreeMap::new(),
+                phase: Phase::Accepting {
+                    accepted: c.voters.clone(),
+                    configuration: c,
+                    enforced: false,
+                    sent: now,
+                },
+                since: now,
+                asked: now,
+                farewell: None,
+                accept_loss: false,
+            }));
+        }
+        mine
     }
 
     /// Back to voting, and another attempt after a random time: two coordinators must not keep each other
@@ -390,7 +423,9 @@ impl<I: Id> Node<I> {
     /// Ends an own attempt of no higher term than `term`.
     pub(super) fn give_up_below(&mut self, now: Millis, term: Term) {
         match &self.role {
-            Role::Electing(election) if election.term <= term => {
+            Role::Electing(election)
+                if election.term <= term && !self.errs(Mistake::PromotedAfterHigherVote) =>
+            {
                 self.give_up(now, "another election is under way");
             }
             Role::PreVoting { .. } => self.retry_later(now),
@@ -415,7 +450,7 @@ impl<I: Id> Node<I> {
         };
         let over = now >= election.since + self.timing.round;
         let ask = now >= election.asked + self.timing.retry;
-        if self.durable.promised > election.term {
+        if self.durable.promised > election.term && !self.errs(Mistake::PromotedAfterHigherVote) {
             return self.give_up(now, "another election is under way");
         }
         match &election.phase {
@@ -458,7 +493,8 @@ impl<I: Id> Node<I> {
             return Err("a later configuration is already accepted");
         }
         let heard: BTreeSet<I> = votes.keys().cloned().collect();
-        if !basis.majority(&heard) {
+        let half = self.errs(Mistake::HalfIsEnough) && heard.len() * 2 >= basis.voters.len();
+        if !basis.majority(&heard) && !half {
             return Ok(None);
         }
         let copy = |id: &I| votes.get(id).and_then(|b| b.copy.clone());
@@ -473,7 +509,9 @@ impl<I: Id> Node<I> {
             || basis
                 .sync
                 .quorum()
-                .is_some_and(|quorum| members.len() >= quorum);
+                .is_some_and(|quorum| members.len() >= quorum)
+            || (self.errs(Mistake::NoneNeedsToBeHeard)
+                && basis.sync.members.len() < basis.sync.acks);
         if !enough {
             return Ok(None);
         }
@@ -484,6 +522,14 @@ impl<I: Id> Node<I> {
             .chain(members)
             // Among equals this instance, which then has nothing to fetch.
             .max_by_key(|(id, copy)| (copy.end, **id == self.me));
+        let longest = if self.errs(Mistake::NewestTimelineWins) {
+            votes
+                .iter()
+                .filter_map(|(id, b)| Some((id, b.copy.clone()?)))
+                .max_by_key(|(_, copy)| (copy.history.last().map(|e| e.timeline), copy.end))
+        } else {
+            longest
+        };
         let everybody = basis
             .copies()
             .filter(|v| **v != basis.primary)
@@ -508,7 +554,7 @@ impl<I: Id> Node<I> {
             Ok(None) => return,
             Err(why) => return self.give_up(now, why),
         };
-        if !outcome.basis.may_be_primary.contains(&self.me) {
+        if !outcome.basis.may_be_primary.contains(&self.me) && !self.errs(Mistake::PolicyIgnored) {
             return self.give_up(now, "the policy permits no primary here");
         }
         if !outcome.everybody {
@@ -596,7 +642,7 @@ impl<I: Id> Node<I> {
             if relation(&copy.history, copy.end, &own.history) != Relation::Prefix {
                 continue;
             }
-            if copy.end == own.end {
+            if copy.end == own.end || self.errs(Mistake::LaggardsAreMembers) {
                 level.insert(id.clone());
             } else if copy.end < own.end {
                 behind.insert(id.clone());
@@ -793,13 +839,16 @@ impl<I: Id> Node<I> {
         else {
             return;
         };
-        if !enforced || !configuration.majority(accepted) {
+        let ruled = *enforced || self.errs(Mistake::PromotedUnruled);
+        let half =
+            self.errs(Mistake::HalfIsEnough) && accepted.len() * 2 >= configuration.voters.len();
+        if !ruled || !(configuration.majority(accepted) || half) {
             return;
         }
         let still = self.durable.promised == configuration.term
             && self.durable.coordinator.as_ref() == Some(&self.me)
             && self.cutting == 0;
-        if !still {
+        if !still && !self.errs(Mistake::PromotedAfterHigherVote) {
             return self.give_up(now, "another election is under way");
         }
         let (configuration, accepted, sent) = (configuration.clone(), accepted.clone(), *sent);

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::candidate::Election;
 use super::message::{Effect, Event, Message, Story, Wish};
+use super::planted::Mistake;
 use super::primary::Primary;
 use super::types::{Configuration, Durability, Durable, Era, History, Id, Lsn, Millis, Rule, Term};
 
@@ -165,6 +166,8 @@ pub struct Node<I: Id> {
     /// A new copy is being made.
     pub(super) copying: bool,
     pub(super) random: u64,
+    #[cfg(test)]
+    pub(super) planted: Option<super::planted::Mistake>,
     pub(super) out: Vec<Effect<I>>,
 }
 
@@ -194,6 +197,8 @@ impl<I: Id> Node<I> {
             fenced: false,
             copying: false,
             random: seed | 1,
+            #[cfg(test)]
+            planted: None,
             out: Vec::new(),
         }
     }
@@ -435,7 +440,7 @@ impl<I: Id> Node<I> {
 
     /// The end of the copy, if it is known for certain and counts as data.
     pub(super) fn known_end(&self) -> Option<Lsn> {
-        if self.durable.rebuilding {
+        if self.durable.rebuilding && !self.errs(Mistake::RebuildingIsData) {
             return None;
         }
         match &self.local {

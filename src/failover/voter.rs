@@ -6,6 +6,7 @@
 
 use super::message::{Copy, Effect, Message, Story};
 use super::node::{Local, Node, Pending, Role, Seen};
+use super::planted::Mistake;
 use super::types::{Configuration, History, Id, Lsn, Millis, Relation, Term, relation};
 
 impl<I: Id> Node<I> {
@@ -68,6 +69,14 @@ impl<I: Id> Node<I> {
         }
         // Coordinators that are ahead end this one's own attempt.
         self.give_up_below(now, term);
+        if self.errs(Mistake::VoteBeforeCut)
+            && let Local::Following { end, .. } = self.local.clone()
+        {
+            let followed = std::mem::replace(&mut self.local, Local::Standing { end });
+            self.vote(now, term, &from);
+            self.local = followed;
+            return self.cut(Pending::Retreat);
+        }
         self.cut(Pending::Vote { term, to: from });
     }
 
@@ -136,7 +145,9 @@ impl<I: Id> Node<I> {
         }
         if !again {
             self.promise(term, to);
-            self.persist();
+            if !self.errs(Mistake::PromiseForgotten) {
+                self.persist();
+            }
         }
         let copy = self.known_end().map(|end| Copy {
             end,
@@ -162,7 +173,9 @@ impl<I: Id> Node<I> {
     /// Whether it is newer, and nothing promised stands against it. A promise of the same term to another
     /// doesn't: whoever proposes has a majority of this term's promises, so nobody else ever can.
     fn acceptable(&self, new: &Configuration<I>) -> bool {
-        new.at() > self.durable.at() && new.term >= self.durable.promised
+        let newer = new.at() > self.durable.at()
+            || (self.errs(Mistake::OlderVersionAccepted) && new.term == self.durable.at().0);
+        newer && new.term >= self.durable.promised
     }
 
     /// Whether this term is promised to this primary: then the copy was cut for it, and follows nobody else.
@@ -274,7 +287,8 @@ impl<I: Id> Node<I> {
         // A promise to this very primary is a renewal under way (rule 9), or it was asked for after this
         // heartbeat: then the primary has stopped since, and whoever followed it now would do so unaware of
         // the era that it is about to begin.
-        if term < promised && self.renewing != Some(promised) {
+        let renewing = self.renewing == Some(promised) || self.errs(Mistake::EveryPromiseIsRenewal);
+        if term < promised && !renewing {
             return;
         }
         if configuration.at() > self.durable.at() {

@@ -224,7 +224,8 @@ impl World {
         }
         self.plan.wipes -= 1;
         let old = self.slots[i].id;
-        let new = old + 100;
+        let kept = self.mistake == Some(crate::failover::planted::Mistake::IdentityKept);
+        let new = if kept { old } else { old + 100 };
         self.crash(i);
         let slot = &mut self.slots[i];
         slot.id = new;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::chaos::Plan;
 use super::oracle::V;
 use super::world::{Ev, Rng, World};
+use crate::failover::planted::Mistake;
 use crate::failover::{Durability, Timing, Wish};
 
 /// Within which the store has to be whole after the repair.
@@ -21,7 +22,7 @@ struct Report {
     trace: Vec<String>,
 }
 
-fn run(seed: u64, trace: bool) -> Report {
+fn run(seed: u64, trace: bool, mistake: Option<Mistake>) -> Report {
     let mut rng = Rng::new(seed ^ 0xABCD);
     let (instances, witness) = rng.pick(&[(3, false), (3, false), (2, true), (5, false), (4, true)]).unwrap_or((3, false));
     let detection = rng.pick(&[600, 1_000, 3_000]).unwrap_or(1_000);
@@ -36,7 +37,7 @@ fn run(seed: u64, trace: bool) -> Report {
         durability,
     };
     let plan = Plan::random(&mut rng);
-    let mut world = World::new(seed, instances, timing, plan.clone(), wish);
+    let mut world = World::new(seed, instances, timing, plan.clone(), wish, mistake);
     if trace {
         world.trace = Some(vec![format!("seed {seed}: {instances} instances, {witness:?}, {durability:?}, {detection} ms, {plan:?}")]);
     }
@@ -103,7 +104,7 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn schedules() {
     if let Some(seed) = number("DOMICILE_SEED") {
-        let report = run(seed, true);
+        let report = run(seed, true, None);
         for line in &report.trace {
             println!("{line}");
         }
@@ -126,7 +127,7 @@ fn schedules() {
                     if over || totals.lock().unwrap().5.len() > 20 {
                         return;
                     }
-                    let report = run(seed, false);
+                    let report = run(seed, false, None);
                     let mut t = totals.lock().unwrap();
                     t.0 += 1;
                     t.1 += report.steps;
@@ -147,4 +148,33 @@ fn schedules() {
         t.0, t.1, t.2, t.3, t.4, begin.elapsed().as_secs_f64(), t.5
     );
     assert!(t.5.is_empty(), "replay with DOMICILE_SEED={}", t.5[0]);
+}
+
+/// Every planted mistake is noticed.
+#[test]
+fn planted_mistakes_are_noticed() {
+    use Mistake::*;
+    let all = [
+        RebuildingIsData, LaggardsAreMembers, ResumedTerm, NewestTimelineWins, RenewalWithoutJointRule,
+        OlderVersionAccepted, PromotedAfterHigherVote, ChangeWithdrawn, NoneNeedsToBeHeard, VoteBeforeCut,
+        PromiseForgotten, NewRuleEarly, NotFlushed, LeaseFromAnswer, HalfIsEnough, PolicyIgnored,
+        UninformedMembers, EveryPromiseIsRenewal, PromotedUnruled, WitnessNotWatched, IdentityKept,
+    ];
+    let most = number("DOMICILE_PLANTED").unwrap_or(3_000);
+    let mut missed = Vec::new();
+    for mistake in all {
+        let begin = Instant::now();
+        let found = (0..most).find_map(|seed| {
+            let failure = run(seed, false, Some(mistake)).failure?;
+            (!failure.starts_with("repair") && !failure.starts_with("founding")).then_some((seed, failure))
+        });
+        match found {
+            Some((seed, failure)) => println!("{mistake:?}: seed {seed}, {:.1} s: {failure}", begin.elapsed().as_secs_f64()),
+            None => {
+                println!("{mistake:?}: missed in {most}, {:.1} s", begin.elapsed().as_secs_f64());
+                missed.push(mistake);
+            }
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::chaos::Plan;
 use super::oracle::{Oracle, V};
 use super::postgres::{Connection, Postgres, Rec, Sender, State, Wal};
+use crate::failover::planted::Mistake;
 use crate::failover::{
     Configuration, Durable, Effect, Event, History, Local, Message, Millis, Node, Register, Role, Rule,
     Streaming, Term, Timing, Wanted, Watch, Wish, held,
@@ -100,12 +101,13 @@ pub struct World {
     pub trace: Option<Vec<String>>,
     pub ids: u64,
     pub steps: u64,
+    pub mistake: Option<Mistake>,
     queue: BTreeMap<(Millis, u64), Ev>,
     sequence: u64,
 }
 
 impl World {
-    pub fn new(seed: u64, instances: usize, timing: Timing, plan: Plan, wish: Wish<V>) -> Self {
+    pub fn new(seed: u64, instances: usize, timing: Timing, plan: Plan, wish: Wish<V>, mistake: Option<Mistake>) -> Self {
         let mut world = Self {
             now: 1000,
             rng: Rng::new(seed),
@@ -119,6 +121,7 @@ impl World {
             trace: None,
             ids: 0,
             steps: 0,
+            mistake,
             queue: BTreeMap::new(),
             sequence: 0,
             wish,
@@ -184,7 +187,9 @@ impl World {
         slot.frozen = false;
         slot.starting = false;
         slot.watch = Watch::default();
-        slot.node = Some(Node::new(slot.id, slot.disk.clone(), self.timing, self.now, seed));
+        let mut node = Node::new(slot.id, slot.disk.clone(), self.timing, self.now, seed);
+        node.planted = self.mistake;
+        slot.node = Some(node);
         let (boot, copy) = (slot.boot, slot.pg.copy);
         self.log(|| format!("{i} starts"));
         let wish = self.wish.clone();
@@ -459,7 +464,8 @@ impl World {
         let slot = &self.slots[i];
         let term = register.configuration.as_ref().map_or(0, |c| c.term);
         let silent = slot.watch.silent(asked, self.timing.detection)
-            || slot.node.as_ref().is_some_and(|n| n.knows_dead(term));
+            || slot.node.as_ref().is_some_and(|n| n.knows_dead(term))
+            || self.mistake == Some(Mistake::WitnessNotWatched);
         let old = register.clone();
         let from = slot.id;
         let Some(answer) = register.answer(silent, &from, &message) else { return };
