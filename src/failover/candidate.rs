@@ -11,7 +11,7 @@ use super::message::{Copy, Effect, Message, Story};
 use super::node::{Local, Node, Pending, Role};
 use super::planted::Mistake;
 use super::primary::Primary;
-use super::types::{Configuration, Era, History, Id, Lsn, Millis, Relation, Rule, Term, relation};
+use super::types::{Configuration, Era, History, Id, Lsn, Millis, Relation, Rule, Term, held, relation};
 
 /// A vote as it came.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -92,7 +92,7 @@ impl<I: Id> Election<I> {
             return None;
         };
         let copy = self.votes.get(source)?.copy.as_ref()?;
-        Some((source.clone(), copy.history.clone()))
+        Some((source.clone(), Node::<I>::upto(copy, self.term)))
     }
 }
 
@@ -158,15 +158,23 @@ impl<I: Id> Node<I> {
     }
 
     fn eligible(&self) -> bool {
-        let Some(c) = &self.durable.configuration else {
+        let Some(c) = self.basis() else {
             return false;
         };
         c.voters.contains(&self.me)
-            && (c.may_be_primary.contains(&self.me) || self.errs(Mistake::PolicyIgnored))
             && (!self.durable.rebuilding || self.errs(Mistake::RebuildingIsData))
             && !self.fenced
             && matches!(self.local, Local::Standing { .. } | Local::Following { .. })
             && self.cutting == 0
+    }
+
+    /// Whether it may be primary, as far as it knows. One that may not still asks the others: what it knows
+    /// may be out of date, and so may what each of them knows.
+    fn permitted(&self) -> bool {
+        self.errs(Mistake::PolicyIgnored)
+            || self
+                .basis()
+                .is_some_and(|c| c.may_be_primary.contains(&self.me))
     }
 
     pub(super) fn tick_candidate(&mut self, now: Millis) {
@@ -252,7 +260,7 @@ impl<I: Id> Node<I> {
         };
         // The primary said itself that it is down: nothing is to be asked first.
         let told = self.farewell.as_ref().map(|(t, _)| *t) == Some(self.durable.at().0);
-        if told || self.basis().is_some_and(|b| b.voters.len() == 1) {
+        if self.permitted() && (told || self.basis().is_some_and(|b| b.voters.len() == 1)) {
             return self.elect(now, term);
         }
         self.ask_pre_votes(now);
@@ -302,7 +310,7 @@ impl<I: Id> Node<I> {
             return self.pre_vote(now);
         }
         let (term, granted) = (*term, granted.clone());
-        if self.basis().is_some_and(|b| b.majority(&granted)) {
+        if self.permitted() && self.basis().is_some_and(|b| b.majority(&granted)) {
             self.elect(now, term);
         }
     }
@@ -579,6 +587,7 @@ impl<I: Id> Node<I> {
             Relation::Prefix if own.end >= outcome.copy.end => self.level_others(now),
             Relation::Prefix => {
                 let Outcome { source, copy, .. } = outcome;
+                let history = Self::upto(&copy, term);
                 self.enter(
                     now,
                     Phase::Catching {
@@ -586,9 +595,20 @@ impl<I: Id> Node<I> {
                         end: copy.end,
                     },
                 );
-                self.follow(&source, &copy.history, own.end);
+                self.follow(&source, &history, own.end);
             }
         }
+    }
+
+    /// The eras of a copy, up to where it was when it was voted. What may come after that is nobody's yet.
+    fn upto(copy: &Copy, term: Term) -> History {
+        let mut history = held(&copy.history, copy.end).to_vec();
+        history.push(Era {
+            term,
+            timeline: 0,
+            start: copy.end,
+        });
+        history
     }
 
     fn enter(&mut self, now: Millis, phase: Phase<I>) {
@@ -754,17 +774,9 @@ impl<I: Id> Node<I> {
     }
 
     fn planned(&self, term: Term) -> History {
-        let mut history = self.durable.history.clone();
-        if let Some(own) = self.own_copy() {
-            // Marks of eras of which nothing was ever received.
-            history = super::types::held(&history, own.end).to_vec();
-            history.push(Era {
-                term,
-                timeline: 0,
-                start: own.end,
-            });
-        }
-        history
+        // Without marks of eras of which nothing was ever received.
+        self.own_copy()
+            .map_or_else(History::new, |own| Self::upto(&own, term))
     }
 
     fn ask_acceptance(&mut self, now: Millis) {

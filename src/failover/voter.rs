@@ -7,7 +7,7 @@
 use super::message::{Copy, Effect, Message, Story};
 use super::node::{Local, Node, Pending, Role, Seen};
 use super::planted::Mistake;
-use super::types::{Configuration, History, Id, Lsn, Millis, Relation, Term, relation};
+use super::types::{Configuration, History, Id, Lsn, Millis, Relation, Term, held, relation};
 
 impl<I: Id> Node<I> {
     // --- votes
@@ -124,6 +124,7 @@ impl<I: Id> Node<I> {
         }
         self.local = end.map_or(Local::Down { end: None }, |end| Local::Standing { end });
         self.levelling = None;
+        self.doubt(end);
         match self.pending.take() {
             Some(Pending::Vote { term, to }) => self.vote(now, term, &to),
             Some(Pending::Accept {
@@ -135,6 +136,22 @@ impl<I: Id> Node<I> {
                 }
             }
             Some(Pending::Retreat) | None => {}
+        }
+    }
+
+    /// A copy that goes on beyond where it was to become level isn't known: its upstream was promoted, or has
+    /// followed somebody else, without this voter's having accepted it. What it was told to follow ends in an
+    /// era of a term that it hasn't accepted; if there is WAL after that, it's no data.
+    fn doubt(&mut self, end: Option<Lsn>) {
+        let accepted = self.durable.at().0;
+        let unknown = end.is_some_and(|end| {
+            held(&self.durable.history, end)
+                .last()
+                .is_some_and(|era| era.term > accepted)
+        });
+        if unknown && !self.durable.rebuilding {
+            self.durable.rebuilding = true;
+            self.persist();
         }
     }
 
@@ -371,6 +388,7 @@ impl<I: Id> Node<I> {
         }
         // Whatever it was told to follow before it started, it follows nobody now.
         self.local = Local::Standing { end };
+        self.doubt(Some(end));
         self.catch_up_again(end);
         self.consider_seen();
     }

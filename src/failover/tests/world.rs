@@ -959,6 +959,9 @@ impl World {
 
     /// Nobody who may be primary has a copy that counts: the store stays down by right (rule 3).
     pub fn down_by_right(&self) -> bool {
+        if self.slots.iter().any(|s| s.pg.leads()) {
+            return false;
+        }
         let Some(c) = self
             .slots
             .iter()
@@ -967,7 +970,9 @@ impl World {
         else {
             return false;
         };
-        self.slots.iter().all(|s| !c.may_be_primary.contains(&s.id) || s.disk.rebuilding)
+        // It might also have diverged from those who may not.
+        self.slots.iter().any(|s| !c.may_be_primary.contains(&s.id))
+            || self.slots.iter().all(|s| s.disk.rebuilding)
     }
 
     /// Why the store isn't whole, if it isn't.
