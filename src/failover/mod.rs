@@ -26,6 +26,7 @@ mod candidate;
 mod change;
 mod message;
 mod node;
+mod planted;
 mod primary;
 mod types;
 mod voter;

@@ -6,7 +6,8 @@
 
 use super::message::{Copy, Effect, Message, Story};
 use super::node::{Local, Node, Pending, Role, Seen};
-use super::types::{Configuration, History, Id, Lsn, Millis, Relation, Term, relation};
+use super::planted::Mistake;
+use super::types::{Configuration, History, Id, Lsn, Millis, Relation, Term, held, relation};
 
 impl<I: Id> Node<I> {
     // --- votes
@@ -68,6 +69,14 @@ impl<I: Id> Node<I> {
         }
         // Coordinators that are ahead end this one's own attempt.
         self.give_up_below(now, term);
+        if self.errs(Mistake::VoteBeforeCut)
+            && let Local::Following { end, .. } = self.local.clone()
+        {
+            let followed = std::mem::replace(&mut self.local, Local::Standing { end });
+            self.vote(now, term, &from);
+            self.local = followed;
+            return self.cut(Pending::Retreat);
+        }
         self.cut(Pending::Vote { term, to: from });
     }
 
@@ -88,6 +97,7 @@ impl<I: Id> Node<I> {
             self.promise(term, &from);
             self.persist();
         }
+        self.renewing = Some(term);
         let configuration = self.durable.configuration.clone();
         self.send(
             &from,
@@ -114,6 +124,7 @@ impl<I: Id> Node<I> {
         }
         self.local = end.map_or(Local::Down { end: None }, |end| Local::Standing { end });
         self.levelling = None;
+        self.doubt(end);
         match self.pending.take() {
             Some(Pending::Vote { term, to }) => self.vote(now, term, &to),
             Some(Pending::Accept {
@@ -128,6 +139,22 @@ impl<I: Id> Node<I> {
         }
     }
 
+    /// A copy that goes on beyond where it was to become level isn't known: its upstream was promoted, or has
+    /// followed somebody else, without this voter's having accepted it. What it was told to follow ends in an
+    /// era of a term that it hasn't accepted; if there is WAL after that, it's no data.
+    fn doubt(&mut self, end: Option<Lsn>) {
+        let accepted = self.durable.at().0;
+        let unknown = end.is_some_and(|end| {
+            held(&self.durable.history, end)
+                .last()
+                .is_some_and(|era| era.term > accepted)
+        });
+        if unknown && !self.durable.rebuilding {
+            self.durable.rebuilding = true;
+            self.persist();
+        }
+    }
+
     fn vote(&mut self, now: Millis, term: Term, to: &I) {
         let again = term == self.durable.promised && self.durable.coordinator.as_ref() == Some(to);
         if term < self.durable.promised || (term == self.durable.promised && !again) {
@@ -135,7 +162,9 @@ impl<I: Id> Node<I> {
         }
         if !again {
             self.promise(term, to);
-            self.persist();
+            if !self.errs(Mistake::PromiseForgotten) {
+                self.persist();
+            }
         }
         let copy = self.known_end().map(|end| Copy {
             end,
@@ -161,7 +190,9 @@ impl<I: Id> Node<I> {
     /// Whether it is newer, and nothing promised stands against it. A promise of the same term to another
     /// doesn't: whoever proposes has a majority of this term's promises, so nobody else ever can.
     fn acceptable(&self, new: &Configuration<I>) -> bool {
-        new.at() > self.durable.at() && new.term >= self.durable.promised
+        let newer = new.at() > self.durable.at()
+            || (self.errs(Mistake::OlderVersionAccepted) && new.term == self.durable.at().0);
+        newer && new.term >= self.durable.promised
     }
 
     /// Whether this term is promised to this primary: then the copy was cut for it, and follows nobody else.
@@ -266,10 +297,16 @@ impl<I: Id> Node<I> {
             promised,
             coordinator: coordinator.clone(),
         };
-        // A promise to this very primary is a renewal under way (rule 9); any other higher one stands against
-        // it, and the answer says so.
         if term < promised && coordinator.as_ref() != Some(from) {
+            // A higher promise stands against it, and the answer says so.
             return self.send(from, answer);
+        }
+        // A promise to this very primary is a renewal under way (rule 9), or it was asked for after this
+        // heartbeat: then the primary has stopped since, and whoever followed it now would do so unaware of
+        // the era that it is about to begin.
+        let renewing = self.renewing == Some(promised) || self.errs(Mistake::EveryPromiseIsRenewal);
+        if term < promised && !renewing {
+            return;
         }
         if configuration.at() > self.durable.at() {
             // This voter missed the election, or a change: a heartbeat's configuration has its majority.
@@ -351,6 +388,7 @@ impl<I: Id> Node<I> {
         }
         // Whatever it was told to follow before it started, it follows nobody now.
         self.local = Local::Standing { end };
+        self.doubt(Some(end));
         self.catch_up_again(end);
         self.consider_seen();
     }
@@ -480,6 +518,7 @@ impl<I: Id> Node<I> {
         }
         self.local = Local::Down { end: None };
         self.levelling = None;
+        self.copying = false;
         if wiped {
             self.role = Role::Voter;
             if !self.durable.rebuilding || !self.durable.history.is_empty() {

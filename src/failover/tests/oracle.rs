@@ -22,6 +22,8 @@ pub struct Oracle {
     /// Per term: who was promoted, and with what.
     pub promoted: BTreeMap<Term, (V, Wal)>,
     pub configurations: BTreeMap<(Term, u64), Configuration<V>>,
+    /// The latest configuration that a primary served under.
+    pub served: (Term, u64),
     /// When the first commit of each term was acknowledged.
     pub first: BTreeMap<Term, Millis>,
     /// False once something happened after which rule 6's timing isn't promised.
@@ -39,10 +41,7 @@ impl Oracle {
     }
 
     pub fn configuration(&mut self, c: &Configuration<V>) {
-        let known = self
-            .configurations
-            .entry(c.at())
-            .or_insert_with(|| c.clone());
+        let known = self.configurations.entry(c.at()).or_insert_with(|| c.clone());
         if known != c {
             let why = format!("two configurations at {:?}: {known:?} and {c:?}", c.at());
             self.fail(why);
