@@ -484,6 +484,23 @@ impl<I: Id> Node<I> {
         self.latest.as_ref()
     }
 
+    /// The store's timing changed.
+    pub fn set_timing(&mut self, timing: Timing) {
+        self.timing = timing;
+    }
+
+    /// Whether a coordinator waits for this copy to become level.
+    #[must_use]
+    pub fn levelling(&self) -> bool {
+        self.levelling.is_some()
+    }
+
+    /// The eras of the serving primary's log, as it said last.
+    #[must_use]
+    pub fn seen_history(&self) -> Option<&History> {
+        self.seen.as_ref().map(|s| &s.history)
+    }
+
     /// Latest streaming, for reading.
     #[must_use]
     pub fn streaming(&self) -> BTreeMap<I, super::message::Streaming> {
