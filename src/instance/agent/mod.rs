@@ -119,7 +119,10 @@ struct Agent {
     children: Children,
     view: watch::Sender<View>,
     store: Option<Arc<PrivacyDataStore>>,
+    /// Where each instance was last said to be, by whomever.
     addresses: BTreeMap<String, IpAddr>,
+    /// Where the store's object says it is.
+    listed: BTreeMap<String, IpAddr>,
     queue: VecDeque<Op>,
     running: Option<Running>,
     looked: Option<Instant>,
@@ -197,6 +200,7 @@ pub fn start(
         view: tell,
         store: None,
         addresses: BTreeMap::new(),
+        listed: BTreeMap::new(),
         queue: VecDeque::new(),
         running: None,
         looked: None,
@@ -657,7 +661,11 @@ impl Agent {
             .addresses
             .iter()
             .filter(|(name, _)| **name != self.config.instance)
-            .map(|(name, at)| (name.clone(), BTreeSet::from([SocketAddr::new(*at, port)])))
+            .map(|(name, at)| {
+                let all = self.listed.get(name).into_iter().chain([at]);
+                let all = all.map(|at| SocketAddr::new(*at, port)).collect::<BTreeSet<_>>();
+                (name.clone(), all)
+            })
             .collect();
         self.peers.set_peers(peers);
     }
@@ -737,11 +745,18 @@ impl Agent {
         self.peers
             .set_detection(Duration::from_secs(u64::from(self.detection())));
         let instances = new.status.iter().flat_map(|s| &s.instances);
+        let mut moved = Vec::new();
         for entry in instances {
             if let Some(address) = entry.address.as_deref().and_then(|a| a.parse().ok()) {
-                // What the instance itself said on its own connection is newer.
-                self.addresses.entry(entry.name.clone()).or_insert(address);
+                // News, also against what the instance itself said earlier on its own connection: two that are both
+                // back with other addresses can't tell each other.
+                if self.listed.insert(entry.name.clone(), address) != Some(address) {
+                    moved.push((entry.name.clone(), address));
+                }
             }
+        }
+        for (name, address) in moved {
+            self.learn(&name, address);
         }
         self.place_peers();
         let wish = self.wish(&new);
