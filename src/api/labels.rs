@@ -14,6 +14,8 @@ pub const REGION: &str = "domicile.dev/region";
 pub const ZONE: &str = "domicile.dev/zone";
 /// Hash of what a pod was built from; a pod with another hash is out of date.
 pub const TEMPLATE_HASH: &str = "domicile.dev/template-hash";
+/// Hash of the PostgreSQL parameters with which a pod was made: it is restarted for a parameter at most once.
+pub const PARAMETERS_HASH: &str = "domicile.dev/parameters-hash";
 /// The Region that the operator verified a node to be in. Kubelets can't set it: the prefix is reserved by
 /// the NodeRestriction admission plug-in, see
 /// <https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction>.

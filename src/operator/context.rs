@@ -68,9 +68,32 @@ pub struct Context {
     pub settings: Settings,
     /// Counts of passes.
     pub metrics: Metrics,
+    /// This process, as events name it.
+    pub identity: String,
+    /// Failovers told, by store: only so that their events aren't tried again at every pass.
+    pub told: Mutex<HashMap<String, i64>>,
 }
 
 impl Context {
+    /// The term of the last failover that was told of this store.
+    #[must_use]
+    pub fn last_told(&self, uid: &str) -> Option<i64> {
+        let told = self
+            .told
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        told.get(uid).copied()
+    }
+
+    /// The failover of this term was told.
+    pub fn told_failover(&self, uid: &str, term: i64) {
+        let mut told = self
+            .told
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        told.insert(uid.to_owned(), term);
+    }
+
     /// What of each node matters, sorted by name: caches iterate in random order.
     #[must_use]
     pub fn node_facts(&self) -> Vec<NodeFacts> {

@@ -70,7 +70,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let work = async {
         let caches = geography::start(&client, &changed, &counted).await?;
         let reporter = Reporter {
-            controller: "domicile.dev/operator".into(),
+            controller: store::apply::REPORTER.into(),
             instance: Some(identity.clone()),
         };
         let ctx = Arc::new(Context {
@@ -84,6 +84,8 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
                 ipv6: service_host.contains(':'),
             },
             metrics: Metrics::default(),
+            identity: identity.clone(),
+            told: std::sync::Mutex::default(),
         });
         health.ready();
         tracing::info!(%identity, "waiting for leadership");

@@ -10,12 +10,12 @@ use serde_json::Value;
 use super::{find, kustomize, read, samples};
 
 /// What the code uses: group, resource, verbs, where. A call that is added or removed changes this line.
-const USED: [(&str, &str, &str, &str); 21] = [
+const USED: [(&str, &str, &str, &str); 22] = [
     (
         "domicile.dev",
         "privacydatastores",
         "get list watch patch",
-        "store/observe, store/mod, store/apply (finalizer)",
+        "store/observe, store/mod, store/apply (finalizer, annotations)",
     ),
     (
         "domicile.dev",
@@ -73,6 +73,7 @@ const USED: [(&str, &str, &str, &str); 21] = [
         "get list watch create patch delete",
         "store/mod, store/observe, store/apply",
     ),
+    ("", "persistentvolumes", "get", "store/observe"),
     (
         "",
         "secrets",
@@ -115,7 +116,12 @@ const USED: [(&str, &str, &str, &str); 21] = [
         "get list create patch",
         "store/observe, store/apply",
     ),
-    ("events.k8s.io", "events", "create patch", "store/report"),
+    (
+        "events.k8s.io",
+        "events",
+        "create patch",
+        "store/report, store/apply",
+    ),
     (
         "coordination.k8s.io",
         "leases",

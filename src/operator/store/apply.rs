@@ -5,15 +5,19 @@
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
 };
-use kube::{Api, ResourceExt};
+use kube::runtime::events::EventType;
+use kube::{Api, Resource, ResourceExt};
 use rand::RngCore;
 use serde_json::{Value, json};
 
 use super::build::{self, AppSecret};
 use super::certificates::{self, Pair};
+use super::failovers::Told;
 use super::step::{Object, Step};
 use crate::api::conditions::reasons;
 use crate::api::{PrivacyDataStore, labels, names};
@@ -111,6 +115,16 @@ impl Writer<'_> {
             Step::MarkPrimaryVolume { name, uid, term } => {
                 self.mark_primary_volume(name, uid, *term).await
             }
+            Step::Tell {
+                reason,
+                warning,
+                note,
+            } => {
+                self.tell(reason, *warning, note).await;
+                Ok(())
+            }
+            Step::TellFailover(told) => self.tell_failover(told).await,
+            Step::RemoveAnnotation { name, value } => self.remove_annotation(name, value).await,
             Step::ForgetInstance { name } => self.forget_instance(name).await,
         }
     }
@@ -429,6 +443,79 @@ impl Writer<'_> {
         Ok(())
     }
 
+    async fn tell(&self, reason: &str, warning: bool, note: &str) {
+        let event = kube::runtime::events::Event {
+            type_: kind(warning),
+            reason: reason.to_owned(),
+            note: Some(short(note)),
+            action: ACTION.to_owned(),
+            secondary: None,
+        };
+        let reference = self.store.object_ref(&());
+        let told = bounded(
+            "write an event",
+            self.ctx.recorder.publish(&event, &reference),
+        );
+        // An event that can't be written must not fail the pass: the words are in the log, too.
+        if let Err(error) = told.await {
+            tracing::warn!(store = %self.name, namespace = %self.namespace, error = words(&error), "event not written");
+        }
+    }
+
+    /// Under a name of its own, so that another operator, or this one after a restart, doesn't tell it again.
+    async fn tell_failover(&self, told: &Told) -> anyhow::Result<()> {
+        let event = json!({
+            "apiVersion": "events.k8s.io/v1", "kind": "Event",
+            "metadata": { "name": told.name, "namespace": self.namespace },
+            "type": if told.warning { "Warning" } else { "Normal" },
+            "reason": "Failover", "action": ACTION, "note": short(&told.note),
+            "eventTime": MicroTime(jiff::Timestamp::now()),
+            "reportingController": REPORTER, "reportingInstance": self.ctx.identity,
+            "regarding": self.store.object_ref(&()),
+        });
+        let events: Api<Event> = Api::namespaced(self.ctx.client.clone(), &self.namespace);
+        let event: Event = serde_json::from_value(event)?;
+        match bounded(
+            "write an event",
+            events.create(&PostParams::default(), &event),
+        )
+        .await
+        {
+            Err(error) if !already_exists(&error) => {
+                tracing::warn!(store = %self.name, namespace = %self.namespace, error = words(&error), "event not written");
+            }
+            _ => {
+                let uid = self.store.uid().unwrap_or_default();
+                self.ctx.told_failover(&uid, told.term);
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_annotation(&self, name: &str, value: &str) -> anyhow::Result<()> {
+        let current = bounded("read the store", self.stores().get(&self.name)).await?;
+        let unchanged = current.uid() == self.store.uid()
+            && current.annotations().get(name).map(String::as_str) == Some(value);
+        if !unchanged {
+            // Somebody asks for something else meanwhile.
+            return Ok(());
+        }
+        let patch = json!({ "metadata": {
+            "uid": current.uid(), "resourceVersion": current.resource_version(), "annotations": { name: null },
+        } });
+        let done = bounded(
+            "remove an annotation",
+            self.stores()
+                .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)),
+        )
+        .await;
+        match done {
+            // Changed in between: that change brings the next pass.
+            Err(error) if !is_not_found(&error) && !is_conflict(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     async fn forget_instance(&self, name: &str) -> anyhow::Result<()> {
         let empty = json!({ "apiVersion": "domicile.dev/v1alpha1", "kind": "PrivacyDataStore", "status": {} });
         let params = PatchParams::apply(&names::instance_field_manager(name)).force();
@@ -440,6 +527,24 @@ impl Writer<'_> {
         .await?;
         Ok(())
     }
+}
+
+/// What events say was done.
+pub(super) const ACTION: &str = "Reconcile";
+/// Who events are from.
+pub const REPORTER: &str = "domicile.dev/operator";
+
+fn kind(warning: bool) -> EventType {
+    if warning {
+        EventType::Warning
+    } else {
+        EventType::Normal
+    }
+}
+
+/// Events take at most 1 kB of note.
+fn short(note: &str) -> String {
+    note.chars().take(900).collect()
 }
 
 /// Field manager of the finalizer alone, so that an apply of the status doesn't drop it.

@@ -6,15 +6,19 @@
 //! instance said last is not how things are.
 
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 
-use super::lifecycle::{Leader, ending, may_be_made, volume_lost};
+use super::leader::{self, Leader};
+use super::lifecycle::{Farewell, ending, may_be_made, volume_lost};
 use super::observe::Observed;
 use super::plan::Instance;
+use super::requests::fenced;
 use super::validate::{Lawful, Problem};
 use super::verdicts::{available, durable, resident};
 use crate::api::conditions::{self, Verdict, reasons};
 use crate::api::labels;
 use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
+use crate::api::residency_policy::Data;
 use crate::placement::Placement;
 use crate::residency::locate;
 
@@ -31,7 +35,7 @@ pub struct Draft {
     pub primary: Option<String>,
     /// The database cluster's identifier, once known.
     pub system_identifier: Option<String>,
-    /// Where each instance is (name, region, zone, node).
+    /// Where each instance is (name, region, zone, node), whether it may be primary, whether it is to go.
     pub instances: Vec<InstanceStatus>,
 }
 
@@ -79,14 +83,17 @@ fn kept(
             if stalled { message } else { String::new() },
         ),
     ];
-    verdicts.push(available(observed, status.primary.as_deref()));
+    // A failover needs no operator that is willing: who is primary is said all the same.
+    let leader = leader::of(&observed.store);
+    let (primary, term) = (leader.map(|l| l.name), leader.map(|l| l.term));
+    verdicts.push(available(observed, primary));
     verdicts.push(resident(observed, None));
-    verdicts.push(durable(observed, status.primary.as_deref()));
+    verdicts.push(durable(observed, primary));
     Draft {
         verdicts,
         summary: status.summary,
-        term: status.term,
-        primary: status.primary,
+        term: term.or(status.term),
+        primary: primary.map(str::to_owned),
         system_identifier: status.system_identifier,
         instances: status
             .instances
@@ -97,6 +104,8 @@ fn kept(
                 region: i.region,
                 zone: i.zone,
                 node: i.node,
+                may_be_primary: i.may_be_primary,
+                leaving: i.leaving,
                 ..Default::default()
             })
             .collect(),
@@ -189,6 +198,7 @@ pub fn assess(
     lawful: &Lawful,
     placement: &Placement,
     instances: &[Instance<'_>],
+    going: &Farewell,
     leader: Leader<'_>,
 ) -> Draft {
     let primary = leader.name;
@@ -215,9 +225,23 @@ pub fn assess(
         troubles.push(residence.message.clone());
     }
     let lost = instances.iter().any(|i| volume_lost(observed, i, primary));
+    // The copies that are left decide among themselves who follows, and the volume is then made anew.
+    let others: Vec<&str> = instances
+        .iter()
+        .filter(|i| i.name != primary && i.claim.is_some_and(|c| !ending(c)))
+        .filter(|i| entry(&i.name).is_some_and(|e| e.system_identifier.is_some()))
+        .map(|i| i.name.as_str())
+        .collect();
+    let gone = lost;
+    let lost = gone && others.is_empty();
     if lost {
         troubles.push(format!(
             "the volume claim of the primary {primary} is gone, and an empty one in its place would pass for the store's data: restore it, or, if the data is not needed, delete the store and its volume claims and make it anew"
+        ));
+    } else if gone {
+        troubles.push(format!(
+            "the volume claim of the primary {primary} is gone: {} decide who follows, and it is made anew then",
+            others.join(", ")
         ));
     }
     troubles.extend(oddities(observed, lawful, instances, primary));
@@ -246,7 +270,7 @@ pub fn assess(
                     .problems
                     .first()
                     .map_or(reasons::UNKNOWN, |p| p.reason)
-            } else if lost {
+            } else if gone {
                 reasons::VOLUME_LOST
             } else if residence.status == Some(false) {
                 reasons::OUTSIDE
@@ -302,8 +326,65 @@ pub fn assess(
                 .find(|i| i.name == primary)
                 .and_then(|i| i.system_identifier.clone())
         }),
-        instances: instances.iter().map(|i| where_is(lawful, i)).collect(),
+        instances: entries(observed, lawful, instances, going),
     }
+}
+
+/// The operator's part of each instance's entry: of those that stay, and of those that are to go and still run.
+fn entries(
+    observed: &Observed,
+    lawful: &Lawful,
+    instances: &[Instance<'_>],
+    going: &Farewell,
+) -> Vec<InstanceStatus> {
+    let said = observed.store.status.iter().flat_map(|s| &s.instances);
+    let said: Vec<&InstanceStatus> = said.collect();
+    let mut all: Vec<InstanceStatus> = instances
+        .iter()
+        .map(|i| {
+            let before = said.iter().find(|e| e.name == i.name);
+            let may = may_be_primary(observed, lawful, i);
+            InstanceStatus {
+                may_be_primary: may.or(before.and_then(|e| e.may_be_primary)),
+                leaving: going.leaving.contains(&i.name).then_some(true),
+                ..where_is(i)
+            }
+        })
+        .collect();
+    for name in &going.leaving {
+        if all.iter().any(|e| e.name == *name) {
+            continue;
+        }
+        let before = said.iter().find(|e| e.name == *name);
+        let pod = observed.pods.iter().find(|p| p.name_any() == *name);
+        let label = pod.and_then(|p| p.labels().get(labels::REGION).cloned());
+        all.push(InstanceStatus {
+            name: name.clone(),
+            region: before.and_then(|e| e.region.clone()).or(label),
+            zone: before.and_then(|e| e.zone.clone()),
+            node: before.and_then(|e| e.node.clone()),
+            leaving: Some(true),
+            ..Default::default()
+        });
+    }
+    all
+}
+
+/// Whether an instance may be primary where it is: the policy permits one there, and every witness agrees that
+/// its node is there. Doubt is no. `None`: it is on no node, and where it belongs one is permitted.
+fn may_be_primary(observed: &Observed, lawful: &Lawful, instance: &Instance<'_>) -> Option<bool> {
+    let region = &instance.place.region;
+    if !lawful.permissions.permits(Data::Primary, region) {
+        return Some(false);
+    }
+    let spec = instance.pod.and_then(|p| p.spec.as_ref());
+    let name = spec
+        .and_then(|s| s.node_name.as_deref())
+        .filter(|n| !n.is_empty())?;
+    let node = observed.nodes.iter().find(|n| n.name == name);
+    Some(node.is_some_and(|n| {
+        locate(n, observed.regions.iter().map(AsRef::as_ref)).region() == Some(region.as_str())
+    }))
 }
 
 /// What is not as it should be, though nothing has failed.
@@ -343,7 +424,7 @@ fn oddities(
     all
 }
 
-fn where_is(lawful: &Lawful, instance: &Instance<'_>) -> InstanceStatus {
+fn where_is(instance: &Instance<'_>) -> InstanceStatus {
     let node = instance
         .pod
         .and_then(|p| p.spec.as_ref())
@@ -353,10 +434,6 @@ fn where_is(lawful: &Lawful, instance: &Instance<'_>) -> InstanceStatus {
         region: Some(instance.place.region.clone()),
         zone: Some(instance.place.zone.clone()).filter(|z| !z.is_empty()),
         node,
-        may_be_primary: Some(lawful.permissions.permits(
-            crate::api::residency_policy::Data::Primary,
-            &instance.place.region,
-        )),
         ..Default::default()
     }
 }
@@ -372,6 +449,10 @@ fn why_not_ready(
     };
     if pod.metadata.deletion_timestamp.is_some() {
         return (None, "its pod is ending".to_owned());
+    }
+    if fenced(&observed.store, &instance.name) {
+        let words = format!("is fenced by the annotation {}", labels::FENCE);
+        return (None, words);
     }
     let status = pod.status.clone().unwrap_or_default();
     let unscheduled = status

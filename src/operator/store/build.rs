@@ -214,6 +214,13 @@ pub fn pod_hash(store: &PrivacyDataStore, place: &Placed, settings: &Settings) -
     hash(&pod_spec(store, place, settings, false, &BTreeMap::new()))
 }
 
+/// Hash of the PostgreSQL parameters. Not part of [`pod_hash`]: most take effect without a restart, and the
+/// instance says which don't.
+#[must_use]
+pub fn parameters_hash(store: &PrivacyDataStore) -> String {
+    hash(&json!(store.spec.postgres.parameters))
+}
+
 /// An instance's pod. `bound`: its volume exists, so the scheduler has no choice left. `witnesses`: labels
 /// that its node must carry beside the stamp; not part of the hash, so that an edited Region restarts nobody.
 #[must_use]
@@ -233,7 +240,10 @@ pub fn pod(
             (labels::REGION, &place.region),
         ],
     );
-    metadata["annotations"] = json!({ labels::TEMPLATE_HASH: pod_hash(store, place, settings) });
+    metadata["annotations"] = json!({
+        labels::TEMPLATE_HASH: pod_hash(store, place, settings),
+        labels::PARAMETERS_HASH: parameters_hash(store),
+    });
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
         "spec": pod_spec(store, place, settings, bound, witnesses),
@@ -255,7 +265,8 @@ fn pod_spec(
         "automountServiceAccountToken": true,
         "enableServiceLinks": false,
         "restartPolicy": "Always",
-        "terminationGracePeriodSeconds": 60,
+        // A primary hands over first (5 s at most), then PostgreSQL stops by itself (45 s), then at once (10 s).
+        "terminationGracePeriodSeconds": 75,
         "securityContext": {
             "runAsNonRoot": true, "runAsUser": names::POD_UID, "runAsGroup": names::POD_UID,
             "fsGroup": names::POD_UID, "fsGroupChangePolicy": "OnRootMismatch",
@@ -427,10 +438,14 @@ pub fn coherent(secret: &k8s_openapi::api::core::v1::Secret) -> bool {
     APP_KEYS.iter().all(|key| text(key).is_some()) && carried("uri") && carried("jdbc-uri")
 }
 
-/// Seconds that a driver gives one host before it tries the next.
-const CONNECT_TIMEOUT_SECONDS: u32 = 2;
-/// Milliseconds after which a driver gives up a connection whose peer doesn't acknowledge.
-const TCP_USER_TIMEOUT_MS: u32 = 3000;
+/// How libpq finds the primary. `connect_timeout` (seconds for one host; 2 is libpq's least) is what a silently
+/// dead host costs before the next is tried; `tcp_user_timeout` (milliseconds) ends a connection whose peer
+/// acknowledges nothing any more. No `load_balance_hosts`: libpq before 16 refuses a URI that has it.
+const URI_OPTIONS: &str = "target_session_attrs=read-write&connect_timeout=2&tcp_user_timeout=3000";
+/// The same for pgJDBC. `hostRecheckSeconds`: it remembers which host was the primary, and for that long (10 s
+/// unless told) it would not even try the others for one.
+const JDBC_OPTIONS: &str =
+    "targetServerType=primary&connectTimeout=2&tcpKeepAlive=true&hostRecheckSeconds=1";
 
 impl AppSecret {
     /// What it should say for the instances `placed`.
@@ -465,7 +480,9 @@ impl AppSecret {
             self.hosts,
             self.service,
             self.mount,
-            authority
+            authority,
+            URI_OPTIONS,
+            JDBC_OPTIONS
         ]))
     }
 
@@ -481,10 +498,10 @@ impl AppSecret {
             .join(",");
         let (user, database, mount) = (&self.username, &self.database, &self.mount);
         let uri = format!(
-            "postgresql://{user}:{password}@{hosts}/{database}?target_session_attrs=read-write&connect_timeout={CONNECT_TIMEOUT_SECONDS}&tcp_user_timeout={TCP_USER_TIMEOUT_MS}&sslmode=verify-full&sslrootcert={mount}/ca.crt"
+            "postgresql://{user}:{password}@{hosts}/{database}?{URI_OPTIONS}&sslmode=verify-full&sslrootcert={mount}/ca.crt"
         );
         let jdbc = format!(
-            "jdbc:postgresql://{hosts}/{database}?user={user}&password={password}&targetServerType=primary&connectTimeout={CONNECT_TIMEOUT_SECONDS}&tcpKeepAlive=true&sslmode=verify-full&sslrootcert={mount}/ca.crt"
+            "jdbc:postgresql://{hosts}/{database}?user={user}&password={password}&{JDBC_OPTIONS}&sslmode=verify-full&sslrootcert={mount}/ca.crt"
         );
         let pairs = [
             ("username", user.clone()),

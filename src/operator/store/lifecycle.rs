@@ -6,29 +6,21 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::assess;
 use super::build::{self, Settings};
 use super::certificates;
 use super::found::initialised;
+use super::leader::{Leader, instance_of};
 use super::observe::Observed;
 use super::plan::{Instance, bound};
 use super::step::{Object, Step};
 use super::validate::{Lawful, data_of_instance};
-use crate::api::privacy_data_store::DeletionPolicy;
+use crate::api::privacy_data_store::{DeletionPolicy, Durability, InstanceRole, InstanceStatus};
 use crate::api::residency_policy::Data;
 use crate::api::{labels, names};
 use crate::placement::Placement;
-
-/// Who is primary, and since which term.
-#[derive(Clone, Copy, Debug)]
-pub struct Leader<'a> {
-    /// The instance.
-    pub name: &'a str,
-    /// Its term.
-    pub term: i64,
-}
 
 /// An instance's certificate.
 pub fn certify(
@@ -186,7 +178,9 @@ fn finished(pod: &Pod) -> bool {
     matches!(phase, Some("Failed" | "Succeeded"))
 }
 
-fn delete_pod(pod: &Pod) -> Step {
+/// Deletes exactly this pod.
+#[must_use]
+pub fn delete_pod(pod: &Pod) -> Step {
     Step::Delete {
         object: Object::Pod,
         name: pod.name_any(),
@@ -194,9 +188,10 @@ fn delete_pod(pod: &Pod) -> Step {
     }
 }
 
-/// Pods made from an older description are replaced one at a time, the primary last, and only while every
-/// other instance is ready: a bad image then costs one standby and no more. A pod that isn't ready itself
-/// may always be replaced, or a bad image could never be mended. Whether one was.
+/// Pods made from an older description, and those that wait for a restart, are replaced one at a time, the
+/// primary last, and only while every other instance is ready: a bad image then costs one standby and no more.
+/// The primary hands over by itself when its pod is deleted. A pod that isn't ready itself may always be
+/// replaced, or a bad image could never be mended. Whether one was.
 ///
 /// A pod whose claim is going away is left: its end would be the volume's. While that is the primary's,
 /// nobody is replaced, since the copies may be all there is soon.
@@ -217,8 +212,7 @@ pub fn renew(
         !i.claim.is_some_and(ending)
             && i.pod.is_some_and(|pod| {
                 pod.metadata.deletion_timestamp.is_none()
-                    && pod.annotations().get(labels::TEMPLATE_HASH)
-                        != Some(&build::pod_hash(&observed.store, &i.place, settings))
+                    && (outdated(observed, i, pod, settings) || restartable(observed, i, pod))
             })
     };
     let mut candidates: Vec<&Instance<'_>> = instances.iter().filter(replaceable).collect();
@@ -232,7 +226,9 @@ pub fn renew(
         .filter(|i| i.name != next.name)
         .all(|i| assess::pod_ready(i.pod));
     match next.pod {
-        Some(pod) if others_ready || !assess::pod_ready(next.pod) => {
+        Some(pod)
+            if !assess::pod_ready(next.pod) || (others_ready && carried(observed, primary)) =>
+        {
             steps.push(delete_pod(pod));
             true
         }
@@ -240,9 +236,124 @@ pub fn renew(
     }
 }
 
-/// Instances that are not wanted any more go once all that stay are ready and none is still to come, never
-/// the primary; and objects named after instances that are gone go with them.
-pub fn retire(observed: &Observed, placement: &Placement, primary: &str, steps: &mut Vec<Step>) {
+fn entry<'a>(observed: &'a Observed, name: &str) -> Option<&'a InstanceStatus> {
+    let status = observed.store.status.as_ref()?;
+    status.instances.iter().find(|e| e.name == name)
+}
+
+/// Made from something else than now.
+fn outdated(observed: &Observed, instance: &Instance<'_>, pod: &Pod, settings: &Settings) -> bool {
+    pod.annotations().get(labels::TEMPLATE_HASH)
+        != Some(&build::pod_hash(&observed.store, &instance.place, settings))
+}
+
+/// Says that it waits for a restart, and hasn't been made since the parameters changed. The second keeps a
+/// parameter that a restart doesn't bring into effect (a lowered max_connections, which a standby may not have
+/// before its primary has) from restarting the store for ever, and an old report from restarting a new pod.
+fn restartable(observed: &Observed, instance: &Instance<'_>, pod: &Pod) -> bool {
+    entry(observed, &instance.name).is_some_and(|e| e.pending_restart == Some(true))
+        && pod.annotations().get(labels::PARAMETERS_HASH)
+            != Some(&build::parameters_hash(&observed.store))
+}
+
+/// Whether another pod may be taken down as far as commits go: not while they already wait for a standby that
+/// has just come back and isn't counted yet.
+fn carried(observed: &Observed, primary: &str) -> bool {
+    let required = observed.store.spec.durability == Durability::Required;
+    let governed = observed
+        .store
+        .status
+        .as_ref()
+        .is_some_and(|s| s.configuration.is_some());
+    let waits = entry(observed, primary)
+        .is_some_and(|e| e.role == Some(InstanceRole::Primary) && e.durable == Some(false));
+    !(required && governed && waits)
+}
+
+/// Instances that are to go. They are told first, by `leaving` in the status: the primary then takes them out
+/// of the voters, and hands over if it is one itself; only then their pods go.
+#[derive(Clone, Debug, Default)]
+pub struct Farewell {
+    /// Told, or to be told now.
+    pub leaving: BTreeSet<String>,
+    /// Nobody counts on them any more.
+    pub released: BTreeSet<String>,
+}
+
+impl Farewell {
+    /// Who goes, and how far that is.
+    #[must_use]
+    pub fn of(
+        observed: &Observed,
+        lawful: &Lawful,
+        placement: &Placement,
+        instances: &[Instance<'_>],
+        leader: Leader<'_>,
+    ) -> Self {
+        let mut all = Self::default();
+        if !lawful.problems.is_empty() {
+            return all;
+        }
+        let complete = placement.waiting.is_empty()
+            && instances
+                .iter()
+                .all(|i| i.pod.is_some_and(|p| assess::pod_ready(Some(p))));
+        let told = |name: &str| entry(observed, name).is_some_and(|e| e.leaving == Some(true));
+        let store = observed.store.name_any();
+        for pod in &observed.pods {
+            let name = pod.name_any();
+            let surplus = names::slot(&store, &name).is_some()
+                && name != leader.name
+                && instances.iter().all(|i| i.name != name);
+            if surplus && (complete || told(&name)) {
+                if told(&name) && !counted(observed, leader, &name) {
+                    all.released.insert(name.clone());
+                }
+                all.leaving.insert(name);
+            }
+        }
+        // A primary where none is asked for stays until another can take over.
+        let unasked = |i: &&Instance<'_>| {
+            i.name == leader.name && lawful.wants.iter().all(|w| w.region != i.place.region)
+        };
+        let successor = |i: &Instance<'_>| {
+            i.name != leader.name
+                && lawful.permissions.permits(Data::Primary, &i.place.region)
+                && entry(observed, &i.name).is_some_and(|e| e.ready == Some(true))
+        };
+        if let Some(primary) = instances.iter().find(unasked)
+            && (told(&primary.name) || (complete && instances.iter().any(successor)))
+        {
+            all.leaving.insert(primary.name.clone());
+        }
+        all
+    }
+}
+
+/// Whether the present primary still counts an instance among the voters, or may: what an earlier primary wrote
+/// says nothing of now. A store whose instances have agreed on nothing yet counts nobody.
+fn counted(observed: &Observed, leader: Leader<'_>, name: &str) -> bool {
+    let status = observed.store.status.as_ref();
+    status
+        .and_then(|s| s.configuration.as_ref())
+        .is_some_and(|c| {
+            c.term < leader.term
+                || c.voters
+                    .iter()
+                    .chain(&c.sync_members)
+                    .any(|v| instance_of(v) == name)
+        })
+}
+
+/// Instances that are not wanted any more go once all that stay are ready, none is still to come and nobody
+/// counts on them, never the primary; and objects named after instances that are gone go with them.
+pub fn retire(
+    observed: &Observed,
+    placement: &Placement,
+    farewell: &Farewell,
+    primary: &str,
+    steps: &mut Vec<Step>,
+) {
     let store = observed.store.name_any();
     let staying: Vec<String> = placement
         .placed
@@ -256,7 +367,12 @@ pub fn retire(observed: &Observed, placement: &Placement, primary: &str, steps: 
         return;
     }
     let going = |name: &str| {
-        name != primary && names::slot(&store, name).is_some() && staying.iter().all(|s| s != name)
+        name != primary
+            && names::slot(&store, name).is_some()
+            && staying.iter().all(|s| s != name)
+            && pod(name).is_none_or(|p| {
+                farewell.released.contains(name) || p.metadata.deletion_timestamp.is_some()
+            })
     };
     for pod in &observed.pods {
         if going(&pod.name_any()) && pod.metadata.deletion_timestamp.is_none() {

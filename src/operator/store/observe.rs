@@ -6,7 +6,7 @@
 //! Never writes, and never decides. Keys and passwords stay in here and in `apply`: [`Observed`] only says
 //! whether they exist and how long they last.
 
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{DynamicObject, ListParams};
 use kube::{Api, ResourceExt};
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::certificates;
 use super::kinds::ChildKind;
+use super::lost::{Volume, unplaced};
 use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, labels, names};
 use crate::operator::context::{Context, bounded};
 use crate::residency::NodeFacts;
@@ -37,6 +38,8 @@ pub struct Observed {
     pub pods: Vec<Pod>,
     /// The store's volume claims, also those retained from an earlier store of this name.
     pub claims: Vec<PersistentVolumeClaim>,
+    /// What is known of the volumes of those claims whose pods find no node, by claim.
+    pub volumes: BTreeMap<String, Volume>,
     /// The store's other objects, by kind and name.
     pub children: BTreeMap<(ChildKind, String), DynamicObject>,
     /// The certificate authority, if there is one.
@@ -47,6 +50,8 @@ pub struct Observed {
     pub app_secret: Option<String>,
     /// The names of Secrets of this store that exist, with their uids.
     pub secrets: BTreeMap<String, String>,
+    /// The term of the last failover that this operator has told.
+    pub told: Option<i64>,
 }
 
 /// Reads everything. `None`: the store is gone.
@@ -98,6 +103,7 @@ pub async fn observe(
             .find(|p| p.name_any() == store.spec.residency_policy_ref.name),
         regions: sorted(ctx.regions.state()),
         nodes: ctx.node_facts(),
+        volumes: volumes(ctx, &pods.items, &claims.items).await?,
         pods: pods.items,
         claims: claims.items,
         children,
@@ -105,12 +111,40 @@ pub async fn observe(
         certificates: BTreeMap::new(),
         app_secret: None,
         secrets: BTreeMap::new(),
+        told: store.uid().and_then(|uid| ctx.last_told(&uid)),
         store: Arc::new(store),
     };
     for secret in secrets {
         observed.note_secret(name, &secret);
     }
     Ok(Some(observed))
+}
+
+/// The volumes of pods that wait for a node. Volumes belong to the cluster: nobody else's are read.
+async fn volumes(
+    ctx: &Context,
+    pods: &[Pod],
+    claims: &[PersistentVolumeClaim],
+) -> anyhow::Result<BTreeMap<String, Volume>> {
+    let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
+    let mut all = BTreeMap::new();
+    for claim in claims {
+        let name = claim.name_any();
+        let waits = pods.iter().any(|p| p.name_any() == name && unplaced(p));
+        let volume = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref());
+        if let Some(volume) = volume.filter(|v| waits && !v.is_empty()) {
+            let found = bounded("get a volume", api.get_opt(volume)).await?;
+            let facts = found.as_ref().map_or_else(
+                || Volume {
+                    gone: true,
+                    ..Volume::default()
+                },
+                Volume::of,
+            );
+            all.insert(name, facts);
+        }
+    }
+    Ok(all)
 }
 
 impl Observed {

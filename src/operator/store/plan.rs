@@ -14,12 +14,15 @@ use serde_json::Value;
 
 use super::assess;
 use super::build::{self, AppSecret, Settings};
+use super::failovers;
 use super::found::{Founding, found, initialised};
 use super::kinds::ChildKind;
-use super::lifecycle::{Leader, certify, farewell, populate, renew, retire};
+use super::leader::{self, Leader};
+use super::lifecycle::{Farewell, certify, farewell, populate, renew, retire};
 use super::observe::Observed;
 use super::step::{Object, Step};
 use super::validate::{Lawful, validate};
+use super::{lost, requests};
 use crate::api::residency_policy::Data;
 use crate::api::{labels, names};
 use crate::placement::{self, Existing, Placed, Site};
@@ -83,17 +86,8 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
             };
         }
     };
-    let reported = store
-        .status
-        .iter()
-        .flat_map(|s| &s.instances)
-        .filter(|i| i.role == Some(crate::api::privacy_data_store::InstanceRole::Primary))
-        .filter_map(|i| Some((i.term?, i.name.clone())))
-        .max();
-    let primary = reported
-        .as_ref()
-        .map(|r| r.1.clone())
-        .or_else(|| store.status.as_ref().and_then(|s| s.primary.clone()));
+    let known = leader::of(store);
+    let primary = known.map(|l| l.name.to_owned());
     if primary.is_none() && !lawful.problems.is_empty() {
         return Plan {
             steps: Vec::new(),
@@ -113,12 +107,7 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
     let on_record =
         primary.filter(|p| !unlawful_and_unmade(observed, &lawful, &placement.placed, p));
     let (primary, term) = match on_record {
-        Some(primary) => (
-            primary,
-            reported
-                .map_or(0, |r| r.0)
-                .max(status_term(observed).unwrap_or(1)),
-        ),
+        Some(primary) => (primary, known.map_or(1, |l| l.term)),
         None => match found(observed, &lawful, &placement.placed) {
             Ok(Some(Founding { name, term })) => {
                 let term = term.max(status_term(observed).map_or(0, |t| t.saturating_add(1)));
@@ -163,12 +152,18 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
         certify(observed, instance, now, &mut steps);
         populate(observed, &lawful, instance, leader, settings, &mut steps);
     }
+    lost::replace(observed, &instances, leader, now, &mut steps);
     let renewing = renew(observed, &instances, &primary, settings, &mut steps);
+    let going = Farewell::of(observed, &lawful, &placement, &instances, leader);
     if lawful.problems.is_empty() && !renewing {
-        retire(observed, &placement, &primary, &mut steps);
+        retire(observed, &placement, &going, &primary, &mut steps);
+    }
+    requests::answer(observed, &lawful, leader, now, &mut steps);
+    if let Some(told) = failovers::due(store, observed.told, now) {
+        steps.push(Step::TellFailover(told));
     }
     instances.sort_by_key(|i| i.place.slot);
-    let draft = assess::assess(observed, &lawful, &placement, &instances, leader);
+    let draft = assess::assess(observed, &lawful, &placement, &instances, &going, leader);
     Plan { steps, draft }
 }
 

@@ -134,7 +134,7 @@ fn event(old: &[Condition], new: &[Condition]) -> Option<Event> {
         },
         reason: now.reason,
         note: Some(note),
-        action: "Reconcile".to_owned(),
+        action: super::apply::ACTION.to_owned(),
         secondary: None,
     })
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::fmt;
 
 use super::build::AppSecret;
+use super::failovers::Told;
 use super::kinds::ChildKind;
 
 /// One write.
@@ -70,6 +71,24 @@ pub enum Step {
         /// The zone.
         zone: String,
     },
+    /// Tell something as an event.
+    Tell {
+        /// One word.
+        reason: &'static str,
+        /// Whether a person should look.
+        warning: bool,
+        /// A sentence, without personal data.
+        note: String,
+    },
+    /// Tell a failover as an event, once.
+    TellFailover(Told),
+    /// Remove an annotation of the store that still has this value.
+    RemoveAnnotation {
+        /// The annotation.
+        name: &'static str,
+        /// The value that was answered.
+        value: String,
+    },
     /// Remove what an instance that is gone said of itself from the store's status.
     ForgetInstance {
         /// The instance.
@@ -116,6 +135,9 @@ impl fmt::Display for Step {
                 write!(f, "mark volume {name} as the primary's of term {term}")
             }
             Self::MoveClaim { name, zone, .. } => write!(f, "move claim {name} to zone {zone}"),
+            Self::Tell { reason, note, .. } => write!(f, "tell {reason}: {note}"),
+            Self::TellFailover(told) => write!(f, "tell the failover: {}", told.note),
+            Self::RemoveAnnotation { name, .. } => write!(f, "remove the annotation {name}"),
             Self::ForgetInstance { name } => write!(f, "forget instance {name}"),
         }
     }

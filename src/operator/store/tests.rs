@@ -1,5 +1,6 @@
 //! Plans are executed on a world in memory, cut off after any step and begun again.
 
+mod failover;
 mod world;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -153,7 +154,9 @@ fn a_lost_pod_comes_back_on_its_volume_and_an_evicted_one_is_replaced() {
     let before = world.digest();
     let claims: Vec<_> = world.seen.claims.iter().map(ResourceExt::uid).collect();
     world.seen.pods.retain(|p| p.name_any() != "consumers-2");
-    world.seen.pods[0].status.as_mut().unwrap().phase = Some("Failed".into());
+    let evicted = world.seen.pods.last_mut().unwrap();
+    assert_eq!(evicted.name_any(), "consumers-3");
+    evicted.status.as_mut().unwrap().phase = Some("Failed".into());
     world.settle();
     assert_eq!(world.digest(), before);
     assert_eq!(
@@ -252,6 +255,8 @@ fn a_primary_whose_region_is_not_asked_for_stays_in_its_store() {
     let mut world = World::new(&[("us-west", 2), ("us-east", 1)]);
     world.seen.policy = Some(policy(&["us-west", "us-east"], &["us-west", "us-east"]));
     world.settle();
+    // Nobody else may be primary.
+    world.seen.policy = Some(policy(&["us-west"], &["us-west", "us-east"]));
     let spec = store(&[("us-east", 2)]).spec;
     world.store(|s| s.spec = spec);
     world.seen.pods.retain(|p| p.name_any() != "consumers-1");
@@ -279,10 +284,12 @@ fn a_primary_whose_region_is_not_asked_for_stays_in_its_store() {
 fn a_primary_in_a_region_no_longer_permitted_for_one_is_said_and_not_made_again() {
     let mut world = World::new(&[("us-west", 1), ("us-east", 1)]);
     world.settle();
-    world.seen.policy = Some(policy(&["us-east"], &["us-west", "us-east"]));
+    // Nobody may be primary any more.
+    world.seen.policy = Some(policy(&["eu-central"], &["us-west", "us-east"]));
     world.settle();
     assert_eq!(world.condition(conditions::RESIDENT).0, "False");
-    assert_eq!(world.condition(conditions::READY).1, reasons::OUTSIDE);
+    let instances = world.seen.store.status.as_ref().unwrap().instances.clone();
+    assert!(instances.iter().all(|i| i.may_be_primary == Some(false)));
     world.seen.pods.retain(|p| p.name_any() != "consumers-1");
     world.settle();
     assert!(
@@ -350,12 +357,19 @@ fn a_volume_claim_deleted_by_hand_is_said_and_its_pod_is_left_alone() {
 }
 
 #[test]
-fn a_lost_volume_of_the_primary_is_never_replaced_by_an_empty_one() {
-    let mut world = sample();
+fn the_last_copys_lost_volume_is_never_replaced_by_an_empty_one() {
+    let mut world = World::new(&[("us-west", 1), ("us-east", 1)]);
     world.settle();
-    world.seen.claims.retain(|c| c.name_any() != "consumers-1");
-    world.seen.pods.retain(|p| p.name_any() != "consumers-1");
-    world.settle();
+    world.seen.claims.clear();
+    world.seen.pods.clear();
+    world.store(|s| {
+        s.status.as_mut().unwrap().instances[1].system_identifier = None;
+    });
+    let plan = world.plan();
+    for step in &plan.steps {
+        world.execute(step);
+    }
+    world.say(&plan);
     assert!(
         world
             .seen
@@ -364,6 +378,7 @@ fn a_lost_volume_of_the_primary_is_never_replaced_by_an_empty_one() {
             .all(|c| c.name_any() != "consumers-1")
     );
     assert_eq!(world.condition(conditions::STALLED).1, reasons::VOLUME_LOST);
+    assert_eq!(world.condition(conditions::STALLED).0, "True");
     // Made anew, the store doesn't begin with whatever volume there is.
     let mut again = sample();
     again.seen.claims = world.seen.claims.clone();
@@ -384,7 +399,8 @@ fn a_volume_is_marked_only_once_it_holds_the_data() {
     };
     assert_eq!(mark(&world).as_deref(), Some("0"));
     world.settle();
-    assert_eq!(mark(&world).as_deref(), Some("1"));
+    // The first term that an instance has of its own.
+    assert_eq!(mark(&world).as_deref(), Some("2"));
 }
 
 #[test]

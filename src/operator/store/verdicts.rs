@@ -40,12 +40,20 @@ pub(super) fn available(observed: &Observed, primary: Option<&str>) -> Verdict {
             format!("{primary} accepts writes"),
         )
     } else {
-        Verdict::new(
-            conditions::AVAILABLE,
-            false,
-            reasons::NO_PRIMARY,
-            format!("primary {primary} does not serve"),
-        )
+        let mut message = format!("primary {primary} does not serve");
+        // The instances decide who is next, and say what keeps them from it.
+        let entries = observed.store.status.iter().flat_map(|s| &s.instances);
+        let mut said: Vec<String> = entries
+            .filter(|e| e.ready != Some(true))
+            .filter_map(|e| Some((e, e.message.as_deref().filter(|m| !m.is_empty())?)))
+            .map(|(e, m)| format!("{}: {m}", e.name))
+            .collect();
+        said.sort();
+        for words in said {
+            message.push_str("; ");
+            message.push_str(&words);
+        }
+        Verdict::new(conditions::AVAILABLE, false, reasons::NO_PRIMARY, message)
     }
 }
 

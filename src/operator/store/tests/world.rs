@@ -8,13 +8,15 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::super::assess::pod_ready;
 use super::super::build::Settings;
 use super::super::certificates::Facts;
+use super::super::leader::{self, Leader};
 use super::super::observe::Observed;
 use super::super::plan::{Plan, plan};
 use super::super::report;
 use super::super::step::{Object, Step};
-use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
+use crate::api::privacy_data_store::{AgreedConfiguration, InstanceRole, InstanceStatus};
 use crate::api::region::{NodeWitnesses, RegionSpec};
 use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, labels, names};
 use crate::residency::NodeFacts;
@@ -88,6 +90,8 @@ pub(super) fn store(placement: &[(&str, i32)]) -> PrivacyDataStore {
 pub(super) struct World {
     pub(super) seen: Observed,
     uids: u32,
+    /// Events: reason and note.
+    pub(super) told: Vec<(String, String)>,
 }
 
 impl World {
@@ -113,8 +117,11 @@ impl World {
                 certificates: BTreeMap::new(),
                 app_secret: None,
                 secrets: BTreeMap::new(),
+                volumes: BTreeMap::new(),
+                told: None,
             },
             uids: 0,
+            told: vec![],
         }
     }
 
@@ -199,6 +206,16 @@ impl World {
                     .unwrap();
                 claim.labels_mut().insert(labels::ZONE.into(), zone);
             }
+            Step::Tell { reason, note, .. } => self.told.push((reason.to_owned(), note)),
+            Step::TellFailover(told) => {
+                self.seen.told = Some(told.term);
+                self.told.push(("Failover".into(), told.note));
+            }
+            Step::RemoveAnnotation { name, value } => self.store(|s| {
+                if s.annotations().get(name) == Some(&value) {
+                    s.annotations_mut().remove(name);
+                }
+            }),
             Step::ForgetInstance { name } => self.store(|s| {
                 for entry in s
                     .status
@@ -284,12 +301,6 @@ impl World {
     /// Scheduler, volumes and instances do their part: every pod whose region has a usable node runs.
     pub(super) fn run_pods(&mut self) {
         let nodes = self.seen.nodes.clone();
-        let primary = self
-            .seen
-            .store
-            .status
-            .as_ref()
-            .and_then(|s| s.primary.clone());
         for pod in &mut self.seen.pods {
             let wanted = pod.labels()[labels::REGION].clone();
             let Some(node) = nodes
@@ -313,31 +324,69 @@ impl World {
                 claim.spec.as_mut().unwrap().volume_name = Some("pv".into());
             }
         }
-        let names: Vec<String> = self.seen.pods.iter().map(ResourceExt::name_any).collect();
+        self.agree();
+    }
+
+    /// Instances whose pods are ready decide who is primary, and report.
+    fn agree(&mut self) {
+        let up: Vec<String> = self
+            .seen
+            .pods
+            .iter()
+            .filter(|p| pod_ready(Some(p)))
+            .map(ResourceExt::name_any)
+            .collect();
+        let Some(Leader { name, term }) = leader::of(&self.seen.store) else {
+            return;
+        };
+        let (old, term) = (name.to_owned(), term.max(2));
         self.store(|s| {
             let status = s.status.get_or_insert_default();
-            for name in names {
-                let is_primary = primary.as_ref() == Some(&name);
-                if status.instances.iter().all(|i| i.name != name) {
+            for name in &up {
+                if status.instances.iter().all(|i| i.name != *name) {
                     status.instances.push(InstanceStatus {
                         name: name.clone(),
                         ..Default::default()
                     });
                 }
-                let entry = status
-                    .instances
-                    .iter_mut()
-                    .find(|i| i.name == name)
-                    .unwrap();
+            }
+            let voters: Vec<String> = status
+                .instances
+                .iter()
+                .filter(|i| i.leaving != Some(true))
+                .map(|i| i.name.clone())
+                .collect();
+            let stays = up.contains(&old) && voters.contains(&old);
+            let next = status.instances.iter().find(|i| {
+                i.may_be_primary == Some(true)
+                    && i.system_identifier.is_some()
+                    && up.contains(&i.name)
+                    && voters.contains(&i.name)
+            });
+            let (primary, term) = match next {
+                Some(next) if !stays => (next.name.clone(), term + 1),
+                _ if up.contains(&old) => (old, term),
+                _ => return,
+            };
+            for entry in status.instances.iter_mut().filter(|i| up.contains(&i.name)) {
+                let is_primary = entry.name == primary;
                 entry.role = Some(if is_primary {
                     InstanceRole::Primary
                 } else {
                     InstanceRole::Standby
                 });
                 entry.ready = Some(true);
+                entry.term = Some(term);
                 entry.durable = is_primary.then_some(true);
                 entry.system_identifier = Some("7".into());
             }
+            let id = |name: &String| format!("{name}/v");
+            status.configuration = Some(AgreedConfiguration {
+                term,
+                primary: Some(id(&primary)),
+                voters: voters.iter().map(id).collect(),
+                ..AgreedConfiguration::default()
+            });
         });
     }
 
@@ -376,6 +425,8 @@ impl World {
                         region: mine.region.clone(),
                         zone: mine.zone.clone(),
                         node: mine.node.clone(),
+                        may_be_primary: mine.may_be_primary,
+                        leaving: mine.leaving,
                         ..said.clone()
                     };
                 }
@@ -385,7 +436,18 @@ impl World {
             };
             let others: Vec<InstanceStatus> =
                 old.instances.iter().filter(stated).cloned().collect();
-            merged.instances.extend(others);
+            merged
+                .instances
+                .extend(others.into_iter().map(|o| InstanceStatus {
+                    region: None,
+                    zone: None,
+                    node: None,
+                    may_be_primary: None,
+                    leaving: None,
+                    ..o
+                }));
+            merged.configuration.clone_from(&old.configuration);
+            merged.last_failover.clone_from(&old.last_failover);
             *old = merged;
         });
     }
