@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::candidate::Election;
 use super::message::{Effect, Event, Message, Story, Wish};
-use super::planted::Mistake;
 use super::primary::Primary;
 use super::types::{Configuration, Durability, Durable, Era, History, Id, Lsn, Millis, Rule, Term};
 
@@ -440,7 +439,7 @@ impl<I: Id> Node<I> {
 
     /// The end of the copy, if it is known for certain and counts as data.
     pub(super) fn known_end(&self) -> Option<Lsn> {
-        if self.durable.rebuilding && !self.errs(Mistake::RebuildingIsData) {
+        if self.durable.rebuilding {
             return None;
         }
         match &self.local {

@@ -482,7 +482,7 @@ impl<I: Id> Node<I> {
         if self.role != Role::Voter || self.copying {
             return;
         }
-        if !self.durable.rebuilding {
+        if !self.durable.rebuilding && !self.errs(Mistake::RebuildingIsData) {
             self.durable.rebuilding = true;
             self.persist();
         }

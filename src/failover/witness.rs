@@ -130,6 +130,8 @@ impl<I: Id> Register<I> {
             self.promised = new.term;
             self.coordinator = Some(new.primary.clone());
             self.configuration = Some(new.clone());
+            // The new primary's first lease counts from when it asked.
+            self.beat = self.beat.max((new.term, 0));
         }
         acceptable
     }

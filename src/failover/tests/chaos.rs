@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::oracle::V;
 use super::world::{Ev, Rng, WITNESS, World};
-use crate::failover::{Durability, Event};
+use crate::failover::planted::Mistake;
+use crate::failover::{Durability, Event, Node, Role};
 
 /// Faults of a schedule. Each schedule has only some kinds, so that rare ones aren't always masked by others.
 #[derive(Clone, Debug)]
@@ -62,6 +63,29 @@ const KINDS: [Kind; 16] = [
 ];
 
 impl Plan {
+    /// Where one kind of mistake shows most often.
+    pub fn provoking(&mut self, mistake: Mistake) {
+        use Mistake as M;
+        let (kinds, late, torn): (&[Kind], u64, u64) = match mistake {
+            M::RenewalWithoutJointRule => (&[Kind::FalseDeath, Kind::CutOneWay, Kind::Crash], 5, 0),
+            M::PromotedAfterHigherVote => (&[Kind::FalseDeath, Kind::TrueDeath], 3, 0),
+            M::PromiseForgotten => (&[Kind::FalseDeath, Kind::CutOneWay], 5, 40),
+            M::LeaseFromAnswer => (&[Kind::Isolate, Kind::CutOneWay], 3, 0),
+            M::EveryPromiseIsRenewal => (&[Kind::HandOver, Kind::PostgresCrash], 5, 0),
+            M::UninformedMembers => (&[Kind::PostgresCrash, Kind::Freeze, Kind::CutOneWay], 4, 0),
+            M::RebuildingIsData => (&[Kind::LoseCopy, Kind::Crash, Kind::TrueDeath], 40, 200),
+            M::IdentityKept => (&[Kind::Wipe, Kind::Isolate, Kind::Durability], 20, 0),
+            M::NoneNeedsToBeHeard => (&[Kind::Crash, Kind::Isolate, Kind::TrueDeath], 40, 0),
+            _ => return,
+        };
+        self.kinds = kinds.to_vec();
+        self.late = late;
+        self.torn = torn;
+        if mistake == M::IdentityKept {
+            self.wipes = 20;
+        }
+    }
+
     pub fn random(rng: &mut Rng) -> Self {
         let mut kinds: Vec<Kind> = KINDS.into_iter().filter(|_| rng.one_in(3)).collect();
         if kinds.is_empty() {
@@ -138,7 +162,8 @@ impl World {
                     self.stop_postgres(i, super::postgres::State::Down);
                     self.slots[i].pg.copy = false;
                     let boot = self.slots[i].boot;
-                    self.at(5, Ev::Tell { slot: i, boot, run: None, event: Event::Lost { wiped: true } });
+                    let run = Some(self.slots[i].pg.run);
+                    self.at(5, Ev::Tell { slot: i, boot, run, event: Event::Lost { wiped: true } });
                 }
             }
             Kind::Join => {
@@ -219,7 +244,8 @@ impl World {
 
     /// The disk is lost: another voter in the same slot. Only while the others hold everything.
     fn wipe(&mut self, i: usize) {
-        if self.plan.wipes == 0 || self.short_of().is_some() || self.wish.may_be_primary.len() < self.slots.len() || self.wish.voters.len() < 3 {
+        let needless = self.short_of().is_none() || self.spare(i);
+        if self.plan.wipes == 0 || !needless || self.wish.may_be_primary.len() < self.slots.len() || self.wish.voters.len() < 3 {
             return;
         }
         self.plan.wipes -= 1;
@@ -240,6 +266,27 @@ impl World {
         let delay = self.rng.range(50, 3_000);
         self.at(delay, Ev::Restart { slot: i });
         self.wish_again();
+    }
+
+    /// Whether an instance defines no history: its disk can be lost while a primary serves.
+    fn spare(&self, i: usize) -> bool {
+        let wanted = &self.wish.voters;
+        self.slots.iter().any(|s| {
+            let Some(Role::Primary(p)) = s.node.as_ref().map(Node::role) else {
+                return false;
+            };
+            let c = &p.committed;
+            let (id, others) = (self.slots[i].id, self.slots.iter().filter(|o| o.up).count());
+            s.pg.leads()
+                && self.now < s.pg.until
+                && p.change.is_none()
+                && p.renewal.is_none()
+                && c.voters == *wanted
+                && others == self.slots.len()
+                && c.primary != id
+                && !c.sync.members.contains(&id)
+                && c.sync.members.len() >= c.sync.acks
+        })
     }
 
     /// Everybody learns what the store asks for.

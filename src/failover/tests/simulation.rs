@@ -36,7 +36,10 @@ fn run(seed: u64, trace: bool, mistake: Option<Mistake>) -> Report {
         may_be_primary: copies,
         durability,
     };
-    let plan = Plan::random(&mut rng);
+    let mut plan = Plan::random(&mut rng);
+    if let Some(mistake) = mistake {
+        plan.provoking(mistake);
+    }
     let mut world = World::new(seed, instances, timing, plan.clone(), wish, mistake);
     if trace {
         world.trace = Some(vec![format!("seed {seed}: {instances} instances, {witness:?}, {durability:?}, {detection} ms, {plan:?}")]);
@@ -162,7 +165,11 @@ fn planted_mistakes_are_noticed() {
     ];
     let most = number("DOMICILE_PLANTED").unwrap_or(3_000);
     let mut missed = Vec::new();
+    let only = std::env::var("DOMICILE_MISTAKE").ok();
     for mistake in all {
+        if only.as_ref().is_some_and(|o| !o.contains(&format!("{mistake:?}"))) {
+            continue;
+        }
         let begin = Instant::now();
         let found = (0..most).find_map(|seed| {
             let failure = run(seed, false, Some(mistake)).failure?;

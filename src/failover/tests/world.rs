@@ -58,7 +58,7 @@ pub enum Ev {
     Write { slot: usize, run: u64 },
     Poll { slot: usize, boot: u64, run: u64 },
     Expire { slot: usize, run: u64 },
-    Copied { slot: usize, boot: u64, from: V, history: History },
+    Copied { slot: usize, boot: u64, run: u64, from: V, history: History },
     Closing { slot: usize, boot: u64, run: u64, since: Millis },
     /// A request to the witness's object: read, and written back if nobody else has.
     Read { slot: usize, boot: u64, message: Option<Message<V>>, asked: Millis },
@@ -242,10 +242,10 @@ impl World {
         self.log(|| format!("{i} postgres ends"));
         self.stop_postgres(i, State::Down);
         self.slots[i].pg.reported = false;
-        let boot = self.slots[i].boot;
+        let (boot, run) = (self.slots[i].boot, Some(self.slots[i].pg.run));
         let delay = self.rng.range(1, 30);
         let event = Event::Lost { wiped: false };
-        self.at(delay, Ev::Tell { slot: i, boot, run: None, event });
+        self.at(delay, Ev::Tell { slot: i, boot, run, event });
     }
 
     /// The delay of a packet.
@@ -399,7 +399,7 @@ impl World {
                     self.postgres_crash(slot);
                 }
             }
-            Ev::Copied { slot, boot, from, history } => self.copied(slot, boot, from, history),
+            Ev::Copied { slot, boot, run, from, history } => self.copied(slot, boot, run, from, history),
             Ev::Closing { slot, boot, run, since } => self.closing(slot, boot, run, since),
             Ev::Read { slot, boot, message, asked } => {
                 if let Some((register, version)) = self.witness.clone() && self.connected(slot, WITNESS) {
@@ -448,8 +448,9 @@ impl World {
         }
         self.log(|| format!("{i} thaws"));
         self.slots[i].frozen = false;
+        let mut delay = 0;
         for ev in std::mem::take(&mut self.slots[i].held) {
-            let delay = self.rng.range(0, 8);
+            delay += self.rng.range(0, 2);
             self.at(delay, ev);
         }
     }
@@ -563,11 +564,19 @@ impl World {
             Effect::Rebuild { from, history } => {
                 self.stop_postgres(i, State::Down);
                 // A clone leaves nothing of the old copy, a rewind that hasn't begun leaves all.
-                if self.rng.one_in(2) {
-                    self.slots[i].pg.copy = false;
+                let (kind, share) = (self.rng.range(0, 3), self.rng.range(0, 100) as usize);
+                let pg = &mut self.slots[i].pg;
+                if kind == 0 {
+                    pg.copy = false;
+                } else if kind == 1 {
+                    // A rewind that ends half-way leaves something that starts, and lacks what was there.
+                    let most = pg.wal.recs.len() * share / 100;
+                    pg.wal.recs.truncate(most.max(1));
+                    pg.wal.lines.retain(|(_, start)| *start == 0 || *start < most);
                 }
                 let delay = self.rng.range(50, 1_500);
-                self.at(delay, Ev::Copied { slot: i, boot, from, history });
+                let run = self.slots[i].pg.run;
+                self.at(delay, Ev::Copied { slot: i, boot, run, from, history });
             }
             Effect::Enforce(rule) => {
                 let until = self.rng.range(1, 60);
@@ -934,8 +943,8 @@ impl World {
         self.step_if(i, boot, Event::Stopped { end: Some(end) });
     }
 
-    fn copied(&mut self, i: usize, boot: u64, from: V, history: History) {
-        if self.slots[i].boot != boot || !self.slots[i].up {
+    fn copied(&mut self, i: usize, boot: u64, run: u64, from: V, history: History) {
+        if self.slots[i].boot != boot || !self.slots[i].up || self.slots[i].pg.run != run {
             return;
         }
         let source = self.by_id(from).filter(|j| {
