@@ -166,7 +166,7 @@ pub struct Node<I: Id> {
     pub(super) copying: bool,
     pub(super) random: u64,
     #[cfg(test)]
-    pub(super) planted: Option<Mistake>,
+    pub(super) planted: Option<super::planted::Mistake>,
     pub(super) out: Vec<Effect<I>>,
 }
 

@@ -250,7 +250,7 @@ impl World {
         }
         self.plan.wipes -= 1;
         let old = self.slots[i].id;
-        let kept = self.mistake == Some(crate::failover::planted::Mistake::IdentityKept);
+        let kept = self.mistake == Some(Mistake::IdentityKept);
         let new = if kept { old } else { old + 100 };
         self.crash(i);
         let slot = &mut self.slots[i];
