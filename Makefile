@@ -11,18 +11,17 @@ export IMAGE
 # testbed (default): a cluster of several regions on this machine; current: the one of your kubeconfig.
 CLUSTER      ?= testbed
 export CLUSTER
-RUNS         ?= 5
-export RUNS
 
 .DEFAULT_GOAL := help
-.PHONY: checkout help setup demo down test image plugin generate fmt lint bench-create status
+.PHONY: checkout help setup demo down test image plugin generate fmt lint bench-create bench-commit bench-failover \
+        bench-failover-patroni break status
 
 # Keeps what another checkout has built from being taken for this one's; see scripts/lib.sh.
 checkout:
 	@bash -c 'source scripts/lib.sh'
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what the machine lacks (as root, on Debian)
 	@scripts/setup
@@ -58,3 +57,15 @@ lint: checkout ## Formatting and lints, warnings denied
 
 bench-create: setup ## Seconds from apply to Ready, for 1 and for 10 stores (RUNS=n)
 	@scripts/bench create
+
+bench-failover: setup ## What a failover costs (RUNS=n, CASES=…, LATENCY="0 40", FRESH=1); goes on where it stopped
+	@scripts/bench failover
+
+break: ## Cut the demo's primary off before your eyes, and let it come home
+	@scripts/break
+
+bench-commit: setup ## Commit rate of a store against the same PostgreSQLs configured by hand (RUNS=n pairs)
+	@scripts/bench commit
+
+bench-failover-patroni: setup ## Failover under Debian's Patroni and etcd, installed by this (RUNS=n; takes the test bed's place)
+	@scripts/bench-failover-patroni

@@ -70,6 +70,9 @@ enum Command {
     /// Run the instance manager (as PID 1 of a store pod).
     #[command(hide = true)]
     Instance(Box<instance::Args>),
+    /// End PostgreSQL if the instance manager stalls (started by it).
+    #[command(hide = true)]
+    Watchdog,
     /// Copy this program into a store pod (as its init container).
     #[command(hide = true)]
     Install {
@@ -79,6 +82,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Before anything else is set up: it must stay tiny.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|a| a == instance::watchdog::SUBCOMMAND)
+    {
+        return instance::watchdog::process::main();
+    }
     let cli = Cli::parse();
     let runtime = match &cli.command {
         // One thread: an instance manager is beside a database that needs the cores.
@@ -150,6 +160,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             telemetry::init();
             Box::pin(instance::run((*args).into())).await
         }
+        // Never reached: see `main`.
+        Command::Watchdog => Ok(()),
         Command::Install { target } => instance::install(&target),
     }
 }

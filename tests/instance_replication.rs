@@ -172,7 +172,7 @@ async fn a_cut_receiver_acknowledges_nothing_more() {
             assert_eq!(receiver::process(postmaster), None, "none came back");
             assert!(!write.is_finished());
 
-            receiver::follow(&run, &certificate, &upstream, "s-2", 6).unwrap();
+            receiver::follow(&run, &certificate, &upstream, "s-2", "s-2", 6).unwrap();
             reload();
             write.await.unwrap().unwrap();
         }

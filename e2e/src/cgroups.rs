@@ -267,6 +267,19 @@ pub async fn freeze_pod(uid: &str, frozen: bool) -> Result<()> {
     Ok(())
 }
 
+/// The processes of a pod, its holder of the network included; none if it doesn't run here.
+///
+/// # Errors
+/// If the mounts can't be read.
+pub fn pod_processes(uid: &str) -> Result<BTreeSet<i32>> {
+    let top = pod_folders(uid)?;
+    Ok(top
+        .iter()
+        .flat_map(|f| folders(f))
+        .flat_map(|f| members(&f))
+        .collect())
+}
+
 fn is_settled(folder: &Path, frozen: bool) -> bool {
     let state = fs::read_to_string(folder.join("freezer.state")).unwrap_or_default();
     if state.is_empty() {

@@ -68,17 +68,30 @@ impl Harness {
     /// # Errors
     /// If the leftover doesn't go, or the API server refuses.
     pub async fn namespace(&self, name: &str) -> Result<Scope> {
-        let scope = Scope {
+        self.scope(name).remove().await?;
+        self.keep_namespace(name).await
+    }
+
+    /// A namespace as it is.
+    #[must_use]
+    pub fn scope(&self, name: &str) -> Scope {
+        Scope {
             harness: self.clone(),
             namespace: name.to_owned(),
-        };
-        scope.remove().await?;
+        }
+    }
+
+    /// A namespace under the `restricted` Pod Security Standard, with what is in it already.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub async fn keep_namespace(&self, name: &str) -> Result<Scope> {
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": { "name": name, "labels": { "pod-security.kubernetes.io/enforce": "restricted" } },
         });
         self.bed.apply(&namespace.to_string()).await?;
-        Ok(scope)
+        Ok(self.scope(name))
     }
 }
 
@@ -275,6 +288,14 @@ impl Scope {
     /// If it isn't in time.
     pub async fn wait_ready(&self, store: &str) -> Result<DynamicObject> {
         self.wait_condition(store, "Ready", "True", "").await
+    }
+
+    /// Runs a command in a pod of this namespace; what it prints is the answer.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub async fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
+        self.harness.bed.exec(&self.namespace, pod, command).await
     }
 
     /// SQL as the superuser on one instance, over its Unix socket.

@@ -153,6 +153,23 @@ impl TestBed {
         self.change(|f| f.set_latency(a, b, milliseconds)).await
     }
 
+    /// Ends every cut, and lets every frozen pod go on; latencies stay.
+    ///
+    /// # Errors
+    /// As [`Self::heal_all`].
+    pub async fn mend(&self) -> Result<()> {
+        self.change(|f| {
+            f.nodes.clear();
+            f.regions.clear();
+            Ok(())
+        })
+        .await?;
+        for uid in cgroups::frozen_pods()? {
+            cgroups::freeze_pod(&uid, false).await?;
+        }
+        Ok(())
+    }
+
     /// Ends every cut and every latency, and lets every frozen pod go on.
     ///
     /// # Errors

@@ -8,6 +8,12 @@ pub const HTTP_PORT: u16 = 8008;
 /// Name of the HTTP port in the pod and its Service.
 pub const HTTP_PORT_NAME: &str = "http";
 
+/// Port at which the instances of a store talk to each other; TLS with the store's own certificates on both
+/// sides, instances only.
+pub const PEER_PORT: u16 = 8009;
+/// Name of the instances' port in the pod.
+pub const PEER_PORT_NAME: &str = "peers";
+
 /// User and group that every store pod runs as.
 pub const POD_UID: i64 = 10001;
 

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::message::{Copy, Effect, Message, Story};
 use super::node::{Local, Node, Pending, Role};
+use super::planted::Mistake;
 use super::primary::Primary;
-use super::types::{Configuration, Era, History, Id, Lsn, Millis, Relation, Rule, Term, relation};
+use super::types::{Configuration, Era, History, Id, Lsn, Millis, Relation, Rule, Term, held, relation};
 
 /// A vote as it came.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +41,8 @@ pub enum Phase<I: Id> {
     Levelling {
         /// Those that are.
         level: BTreeSet<I>,
+        /// Those that can become so.
+        behind: BTreeSet<I>,
     },
     /// Waits for a majority, and for PostgreSQL to enforce the rule.
     Accepting {
@@ -80,6 +83,17 @@ pub struct Election<I: Id> {
     pub farewell: Option<Term>,
     /// A person has accepted that commits are lost.
     pub accept_loss: bool,
+}
+
+impl<I: Id> Election<I> {
+    /// Whom it is to catch up with, and by which eras.
+    pub(super) fn catching(&self) -> Option<(I, History)> {
+        let Phase::Catching { source, .. } = &self.phase else {
+            return None;
+        };
+        let copy = self.votes.get(source)?.copy.as_ref()?;
+        Some((source.clone(), Node::<I>::upto(copy, self.term)))
+    }
 }
 
 /// What an election may do with its votes.
@@ -144,18 +158,29 @@ impl<I: Id> Node<I> {
     }
 
     fn eligible(&self) -> bool {
-        let Some(c) = &self.durable.configuration else {
+        let Some(c) = self.basis() else {
             return false;
         };
         c.voters.contains(&self.me)
-            && c.may_be_primary.contains(&self.me)
             && !self.durable.rebuilding
             && !self.fenced
             && matches!(self.local, Local::Standing { .. } | Local::Following { .. })
             && self.cutting == 0
     }
 
+    /// Whether it may be primary, as far as it knows. One that may not still asks the others: what it knows
+    /// may be out of date, and so may what each of them knows.
+    fn permitted(&self) -> bool {
+        self.errs(Mistake::PolicyIgnored)
+            || self
+                .basis()
+                .is_some_and(|c| c.may_be_primary.contains(&self.me))
+    }
+
     pub(super) fn tick_candidate(&mut self, now: Millis) {
+        if self.errs(Mistake::ResumedTerm) && self.resume(now) {
+            return;
+        }
         if !self.silent(now) {
             self.suspected = None;
             return;
@@ -188,6 +213,35 @@ impl<I: Id> Node<I> {
         }
     }
 
+    /// Planted: what a restarted primary must never do.
+    fn resume(&mut self, now: Millis) -> bool {
+        let Some(c) = self.durable.configuration.clone() else {
+            return false;
+        };
+        let mine = c.primary == self.me
+            && self.durable.promised == c.term
+            && matches!(self.local, Local::Standing { .. })
+            && self.cutting == 0;
+        if mine {
+            self.out.push(Effect::Enforce(c.sync.clone()));
+            self.role = Role::Electing(Box::new(Election {
+                term: c.term,
+                votes: BTreeMap::new(),
+                phase: Phase::Accepting {
+                    accepted: c.voters.clone(),
+                    configuration: c,
+                    enforced: false,
+                    sent: now,
+                },
+                since: now,
+                asked: now,
+                farewell: None,
+                accept_loss: false,
+            }));
+        }
+        mine
+    }
+
     /// Back to voting, and another attempt after a random time: two coordinators must not keep each other
     /// from being elected.
     fn retry_later(&mut self, now: Millis) {
@@ -206,7 +260,7 @@ impl<I: Id> Node<I> {
         };
         // The primary said itself that it is down: nothing is to be asked first.
         let told = self.farewell.as_ref().map(|(t, _)| *t) == Some(self.durable.at().0);
-        if told || self.basis().is_some_and(|b| b.voters.len() == 1) {
+        if self.permitted() && (told || self.basis().is_some_and(|b| b.voters.len() == 1)) {
             return self.elect(now, term);
         }
         self.ask_pre_votes(now);
@@ -256,7 +310,7 @@ impl<I: Id> Node<I> {
             return self.pre_vote(now);
         }
         let (term, granted) = (*term, granted.clone());
-        if self.basis().is_some_and(|b| b.majority(&granted)) {
+        if self.permitted() && self.basis().is_some_and(|b| b.majority(&granted)) {
             self.elect(now, term);
         }
     }
@@ -377,7 +431,9 @@ impl<I: Id> Node<I> {
     /// Ends an own attempt of no higher term than `term`.
     pub(super) fn give_up_below(&mut self, now: Millis, term: Term) {
         match &self.role {
-            Role::Electing(election) if election.term <= term => {
+            Role::Electing(election)
+                if election.term <= term && !self.errs(Mistake::PromotedAfterHigherVote) =>
+            {
                 self.give_up(now, "another election is under way");
             }
             Role::PreVoting { .. } => self.retry_later(now),
@@ -402,7 +458,7 @@ impl<I: Id> Node<I> {
         };
         let over = now >= election.since + self.timing.round;
         let ask = now >= election.asked + self.timing.retry;
-        if self.durable.promised > election.term {
+        if self.durable.promised > election.term && !self.errs(Mistake::PromotedAfterHigherVote) {
             return self.give_up(now, "another election is under way");
         }
         match &election.phase {
@@ -420,6 +476,7 @@ impl<I: Id> Node<I> {
                 self.give_up(now, "the voter with the longest log could not be followed");
             }
             Phase::Levelling { .. } if over => self.propose(now),
+            Phase::Levelling { .. } if ask => self.ask_level(now),
             Phase::Accepting { .. } if over => self.give_up(now, "no majority accepted"),
             Phase::Accepting { .. } if ask => self.ask_acceptance(now),
             Phase::Promoting { sent, .. } if now >= sent + self.timing.lease => {
@@ -444,7 +501,8 @@ impl<I: Id> Node<I> {
             return Err("a later configuration is already accepted");
         }
         let heard: BTreeSet<I> = votes.keys().cloned().collect();
-        if !basis.majority(&heard) {
+        let half = self.errs(Mistake::HalfIsEnough) && heard.len() * 2 >= basis.voters.len();
+        if !basis.majority(&heard) && !half {
             return Ok(None);
         }
         let copy = |id: &I| votes.get(id).and_then(|b| b.copy.clone());
@@ -459,7 +517,9 @@ impl<I: Id> Node<I> {
             || basis
                 .sync
                 .quorum()
-                .is_some_and(|quorum| members.len() >= quorum);
+                .is_some_and(|quorum| members.len() >= quorum)
+            || (self.errs(Mistake::NoneNeedsToBeHeard)
+                && basis.sync.members.len() < basis.sync.acks);
         if !enough {
             return Ok(None);
         }
@@ -470,6 +530,15 @@ impl<I: Id> Node<I> {
             .chain(members)
             // Among equals this instance, which then has nothing to fetch.
             .max_by_key(|(id, copy)| (copy.end, **id == self.me));
+        let careless = self.errs(Mistake::NoneNeedsToBeHeard) && longest.is_none();
+        let longest = if careless || self.errs(Mistake::NewestTimelineWins) {
+            votes
+                .iter()
+                .filter_map(|(id, b)| Some((id, b.copy.clone()?)))
+                .max_by_key(|(_, copy)| (copy.history.last().map(|e| e.timeline), copy.end))
+        } else {
+            longest
+        };
         let everybody = basis
             .copies()
             .filter(|v| **v != basis.primary)
@@ -494,7 +563,7 @@ impl<I: Id> Node<I> {
             Ok(None) => return,
             Err(why) => return self.give_up(now, why),
         };
-        if !outcome.basis.may_be_primary.contains(&self.me) {
+        if !outcome.basis.may_be_primary.contains(&self.me) && !self.errs(Mistake::PolicyIgnored) {
             return self.give_up(now, "the policy permits no primary here");
         }
         if !outcome.everybody {
@@ -519,6 +588,7 @@ impl<I: Id> Node<I> {
             Relation::Prefix if own.end >= outcome.copy.end => self.level_others(now),
             Relation::Prefix => {
                 let Outcome { source, copy, .. } = outcome;
+                let history = Self::upto(&copy, term);
                 self.enter(
                     now,
                     Phase::Catching {
@@ -526,9 +596,20 @@ impl<I: Id> Node<I> {
                         end: copy.end,
                     },
                 );
-                self.follow(&source, &copy.history, own.end);
+                self.follow(&source, &history, own.end);
             }
         }
+    }
+
+    /// The eras of a copy, up to where it was when it was voted. What may come after that is nobody's yet.
+    fn upto(copy: &Copy, term: Term) -> History {
+        let mut history = held(&copy.history, copy.end).to_vec();
+        history.push(Era {
+            term,
+            timeline: 0,
+            start: copy.end,
+        });
+        history
     }
 
     fn enter(&mut self, now: Millis, phase: Phase<I>) {
@@ -573,10 +654,8 @@ impl<I: Id> Node<I> {
         let Some(basis) = self.outcome(election).ok().flatten().map(|o| o.basis) else {
             return;
         };
-        let term = election.term;
-        let planned = self.planned(term);
         let mut level = BTreeSet::new();
-        let mut behind = Vec::new();
+        let mut behind = BTreeSet::new();
         for id in basis.copies().filter(|id| **id != self.me) {
             let Some(copy) = election.votes.get(id).and_then(|b| b.copy.as_ref()) else {
                 continue;
@@ -584,27 +663,40 @@ impl<I: Id> Node<I> {
             if relation(&copy.history, copy.end, &own.history) != Relation::Prefix {
                 continue;
             }
-            if copy.end == own.end {
+            if copy.end == own.end || self.errs(Mistake::LaggardsAreMembers) {
                 level.insert(id.clone());
             } else if copy.end < own.end {
-                behind.push(id.clone());
+                behind.insert(id.clone());
             }
         }
         let needed = basis.acks(usize::MAX);
         let short = level.len() < needed && !behind.is_empty();
-        self.enter(now, Phase::Levelling { level });
+        self.enter(now, Phase::Levelling { level, behind });
         if !short {
             return self.propose(now);
         }
-        for id in behind {
-            self.send(
-                &id,
-                Message::Level {
-                    term,
-                    history: planned.clone(),
-                    end: own.end,
-                },
-            );
+        self.ask_level(now);
+    }
+
+    fn ask_level(&mut self, now: Millis) {
+        let Some(own) = self.own_copy() else { return };
+        let Role::Electing(election) = &mut self.role else {
+            return;
+        };
+        election.asked = now;
+        let term = election.term;
+        let Phase::Levelling { level, behind } = &election.phase else {
+            return;
+        };
+        let missing: Vec<I> = behind.difference(level).cloned().collect();
+        let history = self.planned(term);
+        for id in missing {
+            let message = Message::Level {
+                term,
+                history: history.clone(),
+                end: own.end,
+            };
+            self.send(&id, message);
         }
     }
 
@@ -616,7 +708,7 @@ impl<I: Id> Node<I> {
         if election.term != term || own.is_none_or(|o| o.end != end) {
             return;
         }
-        let Phase::Levelling { level } = &mut election.phase else {
+        let Phase::Levelling { level, .. } = &mut election.phase else {
             return;
         };
         level.insert(from.clone());
@@ -638,7 +730,7 @@ impl<I: Id> Node<I> {
         let Role::Electing(election) = &self.role else {
             return;
         };
-        let (Phase::Levelling { level }, term) = (&election.phase, election.term) else {
+        let (Phase::Levelling { level, .. }, term) = (&election.phase, election.term) else {
             return;
         };
         let Some(basis) = self.outcome(election).ok().flatten().map(|o| o.basis) else {
@@ -683,17 +775,9 @@ impl<I: Id> Node<I> {
     }
 
     fn planned(&self, term: Term) -> History {
-        let mut history = self.durable.history.clone();
-        if let Some(own) = self.own_copy() {
-            // Marks of eras of which nothing was ever received.
-            history = super::types::held(&history, own.end).to_vec();
-            history.push(Era {
-                term,
-                timeline: 0,
-                start: own.end,
-            });
-        }
-        history
+        // Without marks of eras of which nothing was ever received.
+        self.own_copy()
+            .map_or_else(History::new, |own| Self::upto(&own, term))
     }
 
     fn ask_acceptance(&mut self, now: Millis) {
@@ -768,13 +852,16 @@ impl<I: Id> Node<I> {
         else {
             return;
         };
-        if !enforced || !configuration.majority(accepted) {
+        let ruled = *enforced || self.errs(Mistake::PromotedUnruled);
+        let half =
+            self.errs(Mistake::HalfIsEnough) && accepted.len() * 2 >= configuration.voters.len();
+        if !ruled || !(configuration.majority(accepted) || half) {
             return;
         }
         let still = self.durable.promised == configuration.term
             && self.durable.coordinator.as_ref() == Some(&self.me)
             && self.cutting == 0;
-        if !still {
+        if !still && !self.errs(Mistake::PromotedAfterHigherVote) {
             return self.give_up(now, "another election is under way");
         }
         let (configuration, accepted, sent) = (configuration.clone(), accepted.clone(), *sent);

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::message::{Message, Streaming, Wish};
 use super::node::{Node, Role};
+use super::planted::Mistake;
 use super::primary::Primary;
 use super::types::{Configuration, Durability, Id, Lsn, Millis, Rule, Term};
 
@@ -57,13 +58,15 @@ impl<I: Id> Primary<I> {
         me: &I,
         wish: Option<&Wish<I>>,
         timing: &super::Timing,
+        hasty: bool,
     ) -> Option<Configuration<I>> {
         let old = &self.committed;
         let durability = wish.map_or(old.durability, |w| w.durability);
         let kept = |id: &I| wish.is_none_or(|w| w.voters.contains(id));
         let live: BTreeSet<I> = old
             .copies()
-            .filter(|id| *id != me && kept(id))
+            // One that streams and hasn't heard of this era can't say in which its copy ends.
+            .filter(|id| *id != me && kept(id) && (self.informed.contains(*id) || hasty))
             .filter(|id| {
                 self.streaming.get(id).is_some_and(|s| {
                     durability == Durability::Required
@@ -186,7 +189,12 @@ impl<I: Id> Node<I> {
             return;
         }
         let Some(change) = &primary.change else {
-            if let Some(to) = primary.due_change(&self.me, self.wish.as_ref(), &self.timing) {
+            if let Some(to) = primary.due_change(
+                &self.me,
+                self.wish.as_ref(),
+                &self.timing,
+                self.errs(Mistake::UninformedMembers),
+            ) {
                 self.begin_change(now, to);
             }
             return;
@@ -200,7 +208,7 @@ impl<I: Id> Node<I> {
                         .get(m)
                         .is_some_and(|s| s.flushed >= *position)
                 };
-                if change.to.sync.members.iter().all(flushed) {
+                if change.to.sync.members.iter().all(flushed) || self.errs(Mistake::NotFlushed) {
                     self.propose_change(now);
                 } else if now >= change.since + self.timing.round {
                     // Not sent yet: a member that went away must not hold commits up under the joint rule.
@@ -208,7 +216,9 @@ impl<I: Id> Node<I> {
                 }
             }
             Stage::Accepting { asked, .. } => {
-                if now >= asked + self.timing.retry {
+                if self.errs(Mistake::ChangeWithdrawn) && now >= change.since + self.timing.round {
+                    self.withdraw();
+                } else if now >= asked + self.timing.retry {
                     self.ask_change(now);
                 }
             }
@@ -216,11 +226,14 @@ impl<I: Id> Node<I> {
     }
 
     fn begin_change(&mut self, now: Millis, to: Configuration<I>) {
-        let Role::Primary(primary) = &mut self.role else {
-            return;
+        let old = match &self.role {
+            Role::Primary(primary) => primary.committed.sync.clone(),
+            _ => return,
         };
-        let old = primary.committed.sync.clone();
         if old == to.sync {
+            let Role::Primary(primary) = &mut self.role else {
+                return;
+            };
             primary.change = Some(Change {
                 to,
                 stage: Stage::Joint(old),
@@ -228,7 +241,14 @@ impl<I: Id> Node<I> {
             });
             return self.propose_change(now);
         }
-        let joint = old.joint(&to.sync);
+        let joint = if self.errs(Mistake::NewRuleEarly) {
+            to.sync.clone()
+        } else {
+            old.joint(&to.sync)
+        };
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
         primary.change = Some(Change {
             to,
             stage: Stage::Joint(joint.clone()),
@@ -249,6 +269,15 @@ impl<I: Id> Node<I> {
             .as_ref()
             .is_some_and(|c| !matches!(c.stage, Stage::Accepting { .. }));
         if unsent {
+            primary.change = None;
+            let rule = primary.committed.sync.clone();
+            self.enforce(&rule);
+        }
+    }
+
+    /// Planted: what must never be done with a change that was sent.
+    fn withdraw(&mut self) {
+        if let Role::Primary(primary) = &mut self.role {
             primary.change = None;
             let rule = primary.committed.sync.clone();
             self.enforce(&rule);

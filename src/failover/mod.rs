@@ -26,9 +26,11 @@ mod candidate;
 mod change;
 mod message;
 mod node;
+mod planted;
 mod primary;
 mod types;
 mod voter;
+mod witness;
 
 pub use message::{Copy, Effect, Event, Message, Story, Streaming, Wish};
 pub use node::{Local, Node, Role, Timing, Wanted};
@@ -36,6 +38,7 @@ pub use types::{
     Configuration, Durability, Durable, Era, History, Id, Lsn, Millis, Relation, Rule, Term, held,
     relation,
 };
+pub use witness::{Register, Watch};
 
 #[cfg(test)]
 mod tests;

@@ -150,6 +150,8 @@ pub struct Node<I: Id> {
     /// Since when the primary counts as dead, and how long this candidate waits before it acts on that.
     pub(super) suspected: Option<(Millis, Millis)>,
     pub(super) pending: Option<Pending<I>>,
+    /// The promise of this term was made to a primary that serves on meanwhile (rule 9).
+    pub(super) renewing: Option<Term>,
     /// Cuts under way. Until all are done nothing is followed, voted or promoted.
     pub(super) cutting: u32,
     /// The newest configuration heard of, accepted or not: whom to ask.
@@ -163,6 +165,8 @@ pub struct Node<I: Id> {
     /// A new copy is being made.
     pub(super) copying: bool,
     pub(super) random: u64,
+    #[cfg(test)]
+    pub(super) planted: Option<super::planted::Mistake>,
     pub(super) out: Vec<Effect<I>>,
 }
 
@@ -184,6 +188,7 @@ impl<I: Id> Node<I> {
             farewell: None,
             suspected: None,
             pending: None,
+            renewing: None,
             cutting: 0,
             seen: None,
             levelling: None,
@@ -191,6 +196,8 @@ impl<I: Id> Node<I> {
             fenced: false,
             copying: false,
             random: seed | 1,
+            #[cfg(test)]
+            planted: None,
             out: Vec::new(),
         }
     }
@@ -414,6 +421,13 @@ impl<I: Id> Node<I> {
         self.gone == Some(configuration.term) || now >= self.heard + self.timing.detection
     }
 
+    /// Whether the primary of `term` is known to be down, by a sign and not by silence: so that whoever acts
+    /// for the witness needn't wait either.
+    #[must_use]
+    pub fn knows_dead(&self, term: Term) -> bool {
+        self.gone == Some(term)
+    }
+
     /// A number below `bound` that differs from instance to instance.
     pub(super) fn chance(&mut self, bound: Millis) -> Millis {
         // xorshift64*: a delay needs no better randomness.
@@ -467,6 +481,23 @@ impl<I: Id> Node<I> {
     /// The configuration by which an election or a change asks.
     pub(super) fn basis(&self) -> Option<&Configuration<I>> {
         self.latest.as_ref()
+    }
+
+    /// The store's timing changed.
+    pub fn set_timing(&mut self, timing: Timing) {
+        self.timing = timing;
+    }
+
+    /// Whether a coordinator waits for this copy to become level.
+    #[must_use]
+    pub fn levelling(&self) -> bool {
+        self.levelling.is_some()
+    }
+
+    /// The eras of the serving primary's log, as it said last.
+    #[must_use]
+    pub fn seen_history(&self) -> Option<&History> {
+        self.seen.as_ref().map(|s| &s.history)
     }
 
     /// Latest streaming, for reading.

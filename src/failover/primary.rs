@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::change::Change;
 use super::message::{Effect, Message, Story, Streaming};
 use super::node::{Local, Node, Pending, Role};
+use super::planted::Mistake;
 use super::types::{Configuration, Id, Lsn, Millis, Rule, Term};
 
 /// What a primary remembers while it serves.
@@ -20,6 +21,8 @@ pub struct Primary<I: Id> {
     pub change: Option<Change<I>>,
     /// For each voter, when the latest message that it answered was sent.
     pub answered: BTreeMap<I, Millis>,
+    /// Who has answered a heartbeat of this era: their copies' histories name it.
+    pub informed: BTreeSet<I>,
     /// When each recent heartbeat was sent.
     pub sent: BTreeMap<u64, Millis>,
     /// The next heartbeat's number.
@@ -74,6 +77,7 @@ impl<I: Id> Primary<I> {
             answered: accepted.iter().map(|v| (v.clone(), sent)).collect(),
             committed,
             change: None,
+            informed: BTreeSet::new(),
             sent: BTreeMap::new(),
             seq: 1,
             due: 0,
@@ -175,6 +179,9 @@ impl<I: Id> Node<I> {
     ) {
         self.note_term(promised);
         let me = self.me.clone();
+        let late = self.errs(Mistake::LeaseFromAnswer);
+        // One that is to join could otherwise never accept.
+        let joining = self.wish.as_ref().is_some_and(|w| w.voters.contains(&from));
         let Some(primary) = self.primary_mut() else {
             return;
         };
@@ -182,13 +189,17 @@ impl<I: Id> Node<I> {
             return;
         }
         if promised > term && coordinator != Some(&me) {
-            let voter = primary.committed.voters.contains(&from);
+            let voter = joining || primary.committed.voters.contains(&from);
             if voter && primary.challenged.is_none_or(|c| c < promised) {
                 primary.challenged = Some(promised);
             }
         } else if let Some(sent) = primary.sent.get(&seq).copied() {
+            primary.informed.insert(from.clone());
             let answered = primary.answered.entry(from).or_insert(0);
             *answered = sent.max(*answered);
+            if late {
+                *answered = now;
+            }
         }
         self.tick_primary(now);
     }
@@ -311,9 +322,19 @@ impl<I: Id> Node<I> {
             return;
         };
         let me = self.me.clone();
+        let hasty = self.errs(Mistake::RenewalWithoutJointRule);
+        let streaming: BTreeSet<I> = self.streaming().into_keys().collect();
         let Some(renewal) = self.primary_mut().and_then(|p| p.renewal.as_mut()) else {
             return;
         };
+        let mut highest = highest;
+        if hasty && streaming.len() >= highest.sync.acks {
+            highest.sync.members = highest
+                .copies()
+                .filter(|v| streaming.contains(*v))
+                .cloned()
+                .collect();
+        }
         let configuration = Configuration {
             term: renewal.term,
             version: 1,

@@ -6,7 +6,8 @@
 
 use super::message::{Copy, Effect, Message, Story};
 use super::node::{Local, Node, Pending, Role, Seen};
-use super::types::{Configuration, History, Id, Lsn, Millis, Relation, Term, relation};
+use super::planted::Mistake;
+use super::types::{Configuration, History, Id, Lsn, Millis, Relation, Term, held, relation};
 
 impl<I: Id> Node<I> {
     // --- votes
@@ -68,6 +69,14 @@ impl<I: Id> Node<I> {
         }
         // Coordinators that are ahead end this one's own attempt.
         self.give_up_below(now, term);
+        if self.errs(Mistake::VoteBeforeCut)
+            && let Local::Following { end, .. } = self.local.clone()
+        {
+            let followed = std::mem::replace(&mut self.local, Local::Standing { end });
+            self.vote(now, term, &from);
+            self.local = followed;
+            return self.cut(Pending::Retreat);
+        }
         self.cut(Pending::Vote { term, to: from });
     }
 
@@ -88,6 +97,7 @@ impl<I: Id> Node<I> {
             self.promise(term, &from);
             self.persist();
         }
+        self.renewing = Some(term);
         let configuration = self.durable.configuration.clone();
         self.send(
             &from,
@@ -114,6 +124,7 @@ impl<I: Id> Node<I> {
         }
         self.local = end.map_or(Local::Down { end: None }, |end| Local::Standing { end });
         self.levelling = None;
+        self.doubt(end);
         match self.pending.take() {
             Some(Pending::Vote { term, to }) => self.vote(now, term, &to),
             Some(Pending::Accept {
@@ -128,6 +139,22 @@ impl<I: Id> Node<I> {
         }
     }
 
+    /// A copy that goes on beyond where it was to become level isn't known: its upstream was promoted, or has
+    /// followed somebody else, without this voter's having accepted it. What it was told to follow ends in an
+    /// era of a term that it hasn't accepted; if there is WAL after that, it's no data.
+    fn doubt(&mut self, end: Option<Lsn>) {
+        let accepted = self.durable.at().0;
+        let unknown = end.is_some_and(|end| {
+            held(&self.durable.history, end)
+                .last()
+                .is_some_and(|era| era.term > accepted)
+        });
+        if unknown && !self.durable.rebuilding {
+            self.durable.rebuilding = true;
+            self.persist();
+        }
+    }
+
     fn vote(&mut self, now: Millis, term: Term, to: &I) {
         let again = term == self.durable.promised && self.durable.coordinator.as_ref() == Some(to);
         if term < self.durable.promised || (term == self.durable.promised && !again) {
@@ -135,7 +162,9 @@ impl<I: Id> Node<I> {
         }
         if !again {
             self.promise(term, to);
-            self.persist();
+            if !self.errs(Mistake::PromiseForgotten) {
+                self.persist();
+            }
         }
         let copy = self.known_end().map(|end| Copy {
             end,
@@ -158,13 +187,17 @@ impl<I: Id> Node<I> {
 
     // --- configurations
 
-    /// Whether it is newer, and nothing promised stands against it.
+    /// Whether it is newer, and nothing promised stands against it. A promise of the same term to another
+    /// doesn't: whoever proposes has a majority of this term's promises, so nobody else ever can.
     fn acceptable(&self, new: &Configuration<I>) -> bool {
-        let promised = self.durable.promised;
-        new.at() > self.durable.at()
-            && (new.term > promised
-                || (new.term == promised
-                    && self.durable.coordinator.as_ref() == Some(&new.primary)))
+        let newer = new.at() > self.durable.at()
+            || (self.errs(Mistake::OlderVersionAccepted) && new.term == self.durable.at().0);
+        newer && new.term >= self.durable.promised
+    }
+
+    /// Whether this term is promised to this primary: then the copy was cut for it, and follows nobody else.
+    fn pledged(&self, to: &Configuration<I>) -> bool {
+        to.term == self.durable.promised && self.durable.coordinator.as_ref() == Some(&to.primary)
     }
 
     pub(super) fn on_accept(
@@ -187,7 +220,7 @@ impl<I: Id> Node<I> {
             let (term, promised) = (new.term, self.durable.promised);
             return self.send(from, Message::Refused { term, promised });
         }
-        if new.term == self.durable.promised {
+        if self.pledged(&new) {
             self.take(now, new, &history);
         } else {
             self.retire_from(new.term);
@@ -223,9 +256,7 @@ impl<I: Id> Node<I> {
             .configuration
             .as_ref()
             .is_some_and(|c| c.term == term);
-        if self.durable.promised < term {
-            self.promise(term, &primary);
-        }
+        self.promise(term, &primary);
         self.durable.configuration = Some(new);
         self.persist();
         self.send(&primary, Message::Accepted { term, version });
@@ -266,15 +297,21 @@ impl<I: Id> Node<I> {
             promised,
             coordinator: coordinator.clone(),
         };
-        // A promise to this very primary is a renewal under way (rule 9); any other higher one stands against
-        // it, and the answer says so.
         if term < promised && coordinator.as_ref() != Some(from) {
+            // A higher promise stands against it, and the answer says so.
             return self.send(from, answer);
+        }
+        // A promise to this very primary is a renewal under way (rule 9), or it was asked for after this
+        // heartbeat: then the primary has stopped since, and whoever followed it now would do so unaware of
+        // the era that it is about to begin.
+        let renewing = self.renewing == Some(promised) || self.errs(Mistake::EveryPromiseIsRenewal);
+        if term < promised && !renewing {
+            return;
         }
         if configuration.at() > self.durable.at() {
             // This voter missed the election, or a change: a heartbeat's configuration has its majority.
             if self.acceptable(&configuration) {
-                if term == promised {
+                if self.pledged(&configuration) {
                     self.take(now, configuration, &history);
                 } else if !matches!(&self.pending, Some(Pending::Accept { configuration: c, .. }) if *c == configuration)
                 {
@@ -294,13 +331,19 @@ impl<I: Id> Node<I> {
         self.gone = None;
         self.farewell = None;
         self.suspected = None;
-        self.send(from, answer);
+        if term < self.durable.at().0 {
+            // A renewal that this voter has accepted already; or a late one of an earlier reign, whose eras
+            // must not replace those of what is being received now.
+            return self.send(from, answer);
+        }
         self.seen = Some(Seen {
             term,
             history: history.clone(),
             position,
         });
         self.consider(from, &history);
+        // Last: whoever answers has its era on disk.
+        self.send(from, answer);
     }
 
     /// Follows `primary`, if nothing keeps this copy from it.
@@ -316,25 +359,38 @@ impl<I: Id> Node<I> {
                     Relation::Diverged => self.rebuild(),
                 }
             }
-            Local::Following { upstream, .. } if upstream == primary => {
+            Local::Following { upstream, end } if upstream == primary => {
+                if self.durable.history == *history {
+                    return;
+                }
                 // It streamed from this one before it was promoted: the new era is written down before it
-                // comes along the same connection.
-                if self.durable.history != *history {
+                // comes along the same connection. If it came already, or the other's copy isn't the one that
+                // this one followed, only a look at its own end can tell.
+                if relation(&self.durable.history, *end, history) == Relation::Prefix {
                     self.durable.history.clone_from(history);
                     self.persist();
+                } else {
+                    self.cut(Pending::Retreat);
                 }
             }
             Local::Following { .. } => self.cut(Pending::Retreat),
-            Local::Down { .. } if self.durable.rebuilding && !self.copying => self.rebuild(),
+            // Nothing is left of it. (A copy that is there, but marked, is looked at once it has started.)
+            Local::Down { .. } if self.durable.rebuilding && self.durable.history.is_empty() => {
+                self.rebuild();
+            }
             Local::Down { .. } | Local::Leading => {}
         }
     }
 
     pub(super) fn on_standby(&mut self, end: Lsn) {
-        if matches!(self.local, Local::Down { .. }) && !self.copying && self.cutting == 0 {
-            self.local = Local::Standing { end };
-            self.consider_seen();
+        if self.local == Local::Leading || self.copying || self.cutting > 0 {
+            return;
         }
+        // Whatever it was told to follow before it started, it follows nobody now.
+        self.local = Local::Standing { end };
+        self.doubt(Some(end));
+        self.catch_up_again(end);
+        self.consider_seen();
     }
 
     fn consider_seen(&mut self) {
@@ -377,6 +433,16 @@ impl<I: Id> Node<I> {
         self.levelled_self(from, end);
     }
 
+    /// A coordinator whose PostgreSQL was started anew while it fetched what it lacks.
+    fn catch_up_again(&mut self, end: Lsn) {
+        let Role::Electing(election) = &self.role else {
+            return;
+        };
+        if let Some((source, history)) = election.catching() {
+            self.follow(&source, &history, end);
+        }
+    }
+
     /// The coordinator's wish: become level with it before the new configuration.
     pub(super) fn on_level(&mut self, from: I, term: Term, history: &History, end: Lsn) {
         let promised = self.durable.promised == term
@@ -416,7 +482,7 @@ impl<I: Id> Node<I> {
         if self.role != Role::Voter || self.copying {
             return;
         }
-        if !self.durable.rebuilding {
+        if !self.durable.rebuilding && !self.errs(Mistake::RebuildingIsData) {
             self.durable.rebuilding = true;
             self.persist();
         }

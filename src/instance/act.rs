@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
+use super::agent::Input;
 use super::jobs::CloneFrom;
 use super::manager::{Job, Manager, PARAMETERS_FACT, Task, Tend};
 use super::plan::{Mode, Step};
 use super::postmaster::{Postmaster, Stop};
-use super::{files, hba, jobs, programs, receiver, settings, store};
+use super::{files, hba, jobs, programs, receiver, settings, store, sync};
 
 impl Manager {
     pub(super) async fn act(&mut self, step: &Step) {
@@ -35,6 +36,9 @@ impl Manager {
                 }
             }
             Step::Clone { replace } => self.begin_clone(*replace),
+            Step::Found => {
+                let _ = self.agent.input.send(Input::Founded);
+            }
             Step::Start(mode) => {
                 if let Err(e) = self.start(*mode).await {
                     self.fail(format!("PostgreSQL can't be started: {e:#}"));
@@ -66,9 +70,9 @@ impl Manager {
         else {
             return;
         };
-        let upstream = store::upstream(store, &self.config.instance, self.config.port);
+        let source = self.agent.view.borrow().source.clone();
         let identifier = store::system_identifier(store);
-        let (Some(upstream), Some(identifier)) = (upstream, identifier) else {
+        let (Some((upstream, history)), Some(identifier)) = (source, identifier) else {
             return;
         };
         let words = format!("copies the primary {}", upstream.name);
@@ -80,6 +84,7 @@ impl Manager {
             replace,
             stall: self.config.timing.clone_stall,
         };
+        self.copying = Some(history);
         self.begin("clone", &words, async move {
             Box::pin(jobs::clone(&tools, &from, &certificate)).await
         });
@@ -89,11 +94,7 @@ impl Manager {
         let Some(Ok(programs)) = self.programs.clone() else {
             anyhow::bail!("no programs");
         };
-        // The stranded copy's mark stays until it's cloned; all else is about the last run.
-        self.tend = Tend {
-            stranded: self.tend.stranded.take(),
-            ..Tend::default()
-        };
+        self.tend = Tend::default();
         let conf = self.config.run.join("conf");
         let user = std::fs::read_to_string("/etc/passwd")
             .ok()
@@ -109,7 +110,14 @@ impl Manager {
         // Always without an upstream first: whatever this instance promised before, it streams only once the
         // manager knows from whom.
         receiver::forsake(&self.config.run)?;
+        // And always with a rule that nobody satisfies: a standby that is promoted by whatever accident must not
+        // acknowledge a commit.
+        sync::write(&self.config.run, sync::NOBODY)?;
         if mode == Mode::Standby {
+            let signal = self.volume.data().join("standby.signal");
+            if !signal.exists() {
+                files::replace_durably(&signal, b"", 0o600)?;
+            }
             let data = self.volume.data();
             match programs::control_settings(&programs, &data, &self.children).await {
                 Ok(floors) => self.tend.floors = floors,
@@ -117,7 +125,6 @@ impl Manager {
             }
         }
         self.write_conf(mode)?;
-        self.volume.identity()?;
         self.parameters_started = self.parameters.clone();
         let postgres = Postmaster::start(
             &programs,
@@ -128,6 +135,10 @@ impl Manager {
             &self.children,
         )?;
         self.metrics.started();
+        self.agent
+            .server
+            .started(postgres.pid(), mode == Mode::Founding);
+        let _ = self.agent.input.send(Input::Started);
         self.postgres = Some(postgres);
         self.stopping = None;
         self.served_since = None;
@@ -154,7 +165,9 @@ impl Manager {
 
     /// PostgreSQL ended.
     pub(super) fn ended(&mut self, status: Option<ExitStatus>) {
-        let asked = self.stopping.take().is_some();
+        let by_agent = self.agent.server.ended();
+        let _ = self.agent.input.send(Input::Ended { by_agent });
+        let asked = self.stopping.take().is_some() || by_agent;
         let served = self.served_since.take();
         self.postgres = None;
         self.session = None;

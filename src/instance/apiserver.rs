@@ -23,8 +23,9 @@ use tracing::{debug, info, warn};
 
 use super::config::Config;
 use super::store::{self, Endpoints, Wish};
-use crate::api::privacy_data_store::InstanceStatus;
+use crate::api::privacy_data_store::{AgreedConfiguration, InstanceStatus, LastFailover};
 use crate::api::{GROUP, PrivacyDataStore, VERSION, labels, names};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 /// One call.
 const CALL: Duration = Duration::from_secs(10);
@@ -75,6 +76,7 @@ async fn run(
         slices: Api::namespaced(client, &config.namespace),
         config: config.clone(),
         written: None,
+        routed: None,
         read_write: None,
         read_only: None,
     };
@@ -136,6 +138,15 @@ async fn observe(stores: Api<PrivacyDataStore>, name: &str, to: watch::Sender<St
     }
 }
 
+/// The pause between two writes; over at once when another is to be routed to.
+async fn rest(wish: &mut watch::Receiver<Option<Wish>>, routed: Option<&Endpoints>) {
+    let moved = wish.wait_for(|w| {
+        w.as_ref()
+            .is_some_and(|w| w.read_write.is_some() && w.read_write.as_ref() != routed)
+    });
+    let _ = tokio::time::timeout(WRITE_EVERY, moved).await;
+}
+
 /// An error without the object that it may carry.
 fn reason(error: &impl std::fmt::Display) -> String {
     error.to_string().chars().take(300).collect()
@@ -164,9 +175,19 @@ struct Writer {
     stores: Api<PrivacyDataStore>,
     slices: Api<EndpointSlice>,
     config: Config,
-    written: Option<(InstanceStatus, Instant)>,
+    written: Option<(Report, Instant)>,
     read_write: Option<(Endpoints, Instant)>,
     read_only: Option<(Endpoints, Instant)>,
+    /// When the Service was first seen to lead here, in which term.
+    routed: Option<(i64, jiff::Timestamp)>,
+}
+
+/// What an instance writes into the store's status.
+#[derive(Clone, Debug, PartialEq)]
+struct Report {
+    entry: InstanceStatus,
+    configuration: Option<AgreedConfiguration>,
+    failover: Option<LastFailover>,
 }
 
 impl Writer {
@@ -185,7 +206,7 @@ impl Writer {
                     Ok(wrote) => {
                         pause.reset();
                         if wrote {
-                            tokio::time::sleep(WRITE_EVERY).await;
+                            rest(&mut wish, now.read_write.as_ref()).await;
                         }
                     }
                     Err(e) => {
@@ -216,14 +237,20 @@ impl Writer {
         view: Option<&PrivacyDataStore>,
     ) -> anyhow::Result<bool> {
         let mut wrote = false;
-        if self.entry_differs(wish, view) {
-            self.report(wish).await?;
-            self.written = Some((wish.entry.clone(), Instant::now()));
-            wrote = true;
-        }
+        // The way to the primary first: clients wait for it.
         if let Some(endpoints) = &wish.read_write {
             let name = names::rw(&self.config.store);
-            wrote |= publish(&self.slices, &name, endpoints, &mut self.read_write).await?;
+            let written = publish(&self.slices, &name, endpoints, &mut self.read_write).await?;
+            if written {
+                self.routed = Some((endpoints.term, jiff::Timestamp::now()));
+            }
+            wrote |= written;
+        }
+        let report = self.wanted(wish);
+        if self.differs(&report, wish, view) {
+            self.report(wish, &report).await?;
+            self.written = Some((report, Instant::now()));
+            wrote = true;
         }
         if let Some(endpoints) = &wish.read_only {
             let name = names::ro(&self.config.store);
@@ -232,19 +259,52 @@ impl Writer {
         Ok(wrote)
     }
 
-    fn entry_differs(&self, wish: &Wish, view: Option<&PrivacyDataStore>) -> bool {
+    fn wanted(&self, wish: &Wish) -> Report {
+        let mut failover = wish.failover.clone();
+        if let Some(failover) = &mut failover
+            && let Some((term, at)) = self.routed
+            && failover.term == term
+        {
+            failover.routed_at = Some(MicroTime(at));
+        }
+        Report {
+            entry: wish.entry.clone(),
+            configuration: wish.configuration.clone(),
+            failover,
+        }
+    }
+
+    fn differs(&self, report: &Report, wish: &Wish, view: Option<&PrivacyDataStore>) -> bool {
         let present = view.and_then(|v| store::entry(v, &self.config.instance));
         if present.is_none() && !wish.create {
             return false;
         }
-        match &self.written {
+        if let Some((written, at)) = &self.written
+            && written == report
+        {
             // Our own write may not have come back yet.
-            Some((written, at)) if *written == wish.entry && at.elapsed() < SETTLE => false,
-            _ => present.map(own_fields).as_ref() != Some(&wish.entry),
+            if at.elapsed() < SETTLE {
+                return false;
+            }
+            // What is agreed on is another's to write by now, if it differs.
+            return present.map(own_fields).as_ref() != Some(&report.entry);
         }
+        let status = view.and_then(|v| v.status.as_ref());
+        let agreed = report.configuration.is_none()
+            || status.is_some_and(|s| s.configuration == report.configuration);
+        let told =
+            report.failover.is_none() || status.is_some_and(|s| s.last_failover == report.failover);
+        !agreed || !told || present.map(own_fields).as_ref() != Some(&report.entry)
     }
 
-    async fn report(&self, wish: &Wish) -> anyhow::Result<()> {
+    async fn report(&self, wish: &Wish, report: &Report) -> anyhow::Result<()> {
+        let mut status = json!({"instances": [report.entry]});
+        if let Some(configuration) = &report.configuration {
+            status["configuration"] = json!(configuration);
+        }
+        if let Some(failover) = &report.failover {
+            status["lastFailover"] = json!(failover);
+        }
         let mut metadata = json!({"name": self.config.store});
         if let Some(uid) = &wish.uid {
             metadata["uid"] = json!(uid);
@@ -253,7 +313,7 @@ impl Writer {
             "apiVersion": format!("{GROUP}/{VERSION}"),
             "kind": "PrivacyDataStore",
             "metadata": metadata,
-            "status": {"instances": [wish.entry]},
+            "status": status,
         });
         let params =
             PatchParams::apply(&names::instance_field_manager(&self.config.instance)).force();
@@ -276,6 +336,8 @@ fn own_fields(entry: &InstanceStatus) -> InstanceStatus {
         region: None,
         zone: None,
         node: None,
+        may_be_primary: None,
+        leaving: None,
         ..entry.clone()
     }
 }

@@ -68,6 +68,10 @@ pub struct Config {
     pub port: u16,
     /// Where probes, metrics and status are served.
     pub http: SocketAddr,
+    /// Where the other instances of the store are listened to; they reach it at `address` and the same port.
+    pub peers: SocketAddr,
+    /// This program itself, for the watchdog.
+    pub program: PathBuf,
     /// The bounds.
     pub timing: Timing,
 }
@@ -133,6 +137,8 @@ impl From<Args> for Config {
             listen: "*".to_owned(),
             port: names::POSTGRES_PORT,
             http: SocketAddr::new(any, names::HTTP_PORT),
+            peers: SocketAddr::new(any, names::PEER_PORT),
+            program: "/proc/self/exe".into(),
             timing: Timing::default(),
         }
     }

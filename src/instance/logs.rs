@@ -220,6 +220,10 @@ fn emit(r: &Record<'_>, text: &str) {
             error!(target: "postgres", pid, code, backend, severity = r.severity, "{text}");
         }
         "WARNING" => warn!(target: "postgres", pid, code, backend, "{text}"),
+        // Twice a second, as long as a standby has no upstream.
+        "LOG" if text.starts_with("waiting for WAL to become available") => {
+            debug!(target: "postgres", pid, code, backend, "{text}");
+        }
         "LOG" | "INFO" | "NOTICE" => info!(target: "postgres", pid, code, backend, "{text}"),
         _ => debug!(target: "postgres", pid, code, backend, "{text}"),
     }

@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::agent::{self, Input};
 use super::config::Config;
-use super::conninfo::Upstream;
 use super::http::{Published, View};
 use super::jobs::{Tools, Tried};
 use super::logs::Signs;
@@ -27,11 +27,11 @@ use super::reaper::Children;
 use super::session::Session;
 use super::status::Status;
 use super::store;
-use super::sync::Rule;
 use super::tls::{self, Certificate, Credentials};
 use super::vitals::Vitals;
 use super::volume::Volume;
 use crate::api::PrivacyDataStore;
+use crate::failover::History;
 
 pub(super) const STORE_FACT: &str = "store.json";
 pub(super) const PARAMETERS_FACT: &str = "parameters.json";
@@ -75,6 +75,16 @@ pub struct Manager {
     pub(super) stop: watch::Receiver<Option<Stop>>,
     pub(super) volume: Volume,
     pub(super) children: Children,
+    /// This instance's part in the failover protocol.
+    pub(super) agent: agent::Handle,
+    /// A copy is being made; this is the history of whom it's made from.
+    pub(super) copying: Option<History>,
+    /// A copy is whole, and the agent hasn't taken note yet.
+    pub(super) copied: bool,
+    /// The latest failover that the metrics know of.
+    pub(super) told_term: u64,
+    /// What the agent was told of the volume.
+    pub(super) wiped: bool,
     pub(super) signs: Arc<Signs>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) published: watch::Sender<Published>,
@@ -112,12 +122,10 @@ pub struct Manager {
 pub(super) struct Tend {
     pub conf: String,
     pub floors: BTreeMap<String, u64>,
-    pub rule: Rule,
+    pub stale_slots: Option<Instant>,
     pub streaming_since: BTreeMap<String, Instant>,
     pub gone_since: BTreeMap<String, Instant>,
-    pub upstream: Option<Upstream>,
     pub silent_since: Option<Instant>,
-    pub stranded: Option<String>,
     pub roles_made: bool,
     pub applied: Option<Credentials>,
     pub pending_restart: Vec<String>,
@@ -159,21 +167,33 @@ impl Manager {
             },
         });
         let metrics = Arc::new(Metrics::default());
+        let children = Children::default();
+        let agent = agent::start(&config, &volume, &children)?;
         let view = View {
             published: view,
             metrics: metrics.clone(),
         };
+        let store: Option<Arc<PrivacyDataStore>> = store.map(Arc::new);
+        if let Some(store) = &store {
+            // Whoever restarts while the API server is away still knows the others.
+            let _ = agent.input.send(Input::Store(store.clone()));
+        }
         let manager = Self {
             content: volume.content(),
             space: volume.space().unwrap_or((0, 0)),
-            store: store.map(Arc::new),
+            store,
             parameters: BTreeMap::new(),
             parameters_started: Option::unwrap_or_default(parameters),
             config,
             api,
             stop,
             volume,
-            children: Children::default(),
+            children,
+            agent,
+            copying: None,
+            copied: false,
+            told_term: 0,
+            wiped: false,
             signs: Arc::default(),
             metrics,
             published,
@@ -251,6 +271,7 @@ impl Manager {
             api,
             stop,
             postgres,
+            agent,
             job,
             trial,
             ..
@@ -262,6 +283,7 @@ impl Manager {
             () = Task::finished(job.as_mut().map(|j| &mut j.task)) => Wake::Look,
             () = Task::finished(trial.as_mut()) => Wake::Look,
             () = changed(&mut api.store) => Wake::Look,
+            () = altered(&mut agent.view) => Wake::Look,
             () = tokio::time::sleep(pause) => Wake::Look,
         }
     }
@@ -279,25 +301,17 @@ impl Manager {
         }
         let limit = self.config.timing.stop;
         let begun = Instant::now();
-        if how == Stop::Fast
-            && let Some(session) = &self.session
-            && self.vitals.as_ref().is_some_and(|v| !v.in_recovery)
-        {
-            // So that the shutdown's own checkpoint, during which nobody can connect, is short.
-            let _ = session.execute_within("CHECKPOINT", limit / 2).await;
+        let mut how = how;
+        if how == Stop::Fast {
+            how = self.leave(begun, limit).await;
         }
         self.session = None;
         let Some(mut postgres) = self.postgres.take() else {
             return;
         };
         postgres.stop(how);
-        let mut how = how;
         loop {
-            let turn = Published {
-                turn: Instant::now(),
-                ..self.published.borrow().clone()
-            };
-            self.published.send_replace(turn);
+            self.still_here();
             tokio::select! {
                 _ = postgres.ended() => break,
                 () = tokio::time::sleep(self.config.timing.tick) => {}
@@ -313,6 +327,44 @@ impl Manager {
             }
         }
         info!("PostgreSQL has stopped");
+    }
+
+    /// A primary hands over before it goes, and stays a moment longer as a voter, so that the others need not wait
+    /// for its silence. Others leave at once.
+    async fn leave(&mut self, begun: Instant, limit: Duration) -> Stop {
+        let led = self.agent.view.borrow().serving;
+        let _ = self.agent.input.send(Input::Leave);
+        let linger = Duration::from_secs(u64::from(self.detection())).min(limit / 4);
+        let mut left_at: Option<Instant> = None;
+        loop {
+            self.still_here();
+            let view = self.agent.view.borrow_and_update().clone();
+            if view.left {
+                let since = left_at.get_or_insert_with(Instant::now);
+                let taken_over = view.primary.is_some_and(|p| p != self.config.instance);
+                if !led || taken_over || since.elapsed() >= linger {
+                    return Stop::Fast;
+                }
+            }
+            if begun.elapsed() >= limit / 2 || *self.stop.borrow() == Some(Stop::Immediate) {
+                warn!("nobody takes over in time");
+                return Stop::Immediate;
+            }
+            tokio::select! {
+                status = ended(&mut self.postgres) => self.ended(status),
+                () = altered(&mut self.agent.view) => {}
+                () = tokio::time::sleep(self.config.timing.tick.min(Duration::from_millis(100))) => {}
+            }
+        }
+    }
+
+    /// For the liveness probe.
+    fn still_here(&self) {
+        let turn = Published {
+            turn: Instant::now(),
+            ..self.published.borrow().clone()
+        };
+        self.published.send_replace(turn);
     }
 
     // --- what several parts need
@@ -349,6 +401,12 @@ async fn ended(postgres: &mut Option<Postmaster>) -> Option<ExitStatus> {
     match postgres {
         Some(postgres) => postgres.ended().await,
         None => std::future::pending().await,
+    }
+}
+
+async fn altered(view: &mut watch::Receiver<agent::View>) {
+    if view.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

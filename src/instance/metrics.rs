@@ -27,6 +27,11 @@ struct Role {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Milestone {
+    milestone: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Work {
     work: &'static str,
 }
@@ -45,6 +50,8 @@ pub struct Metrics {
     replay_lag_bytes: Gauge,
     acks_needed: Gauge,
     acks_present: Gauge,
+    promotions: Counter,
+    milestones: Family<Milestone, Float>,
     starts: Counter,
     crashes: Counter,
     client_errors: Counter,
@@ -72,6 +79,8 @@ impl Default for Metrics {
             replay_lag_bytes: Gauge::default(),
             acks_needed: Gauge::default(),
             acks_present: Gauge::default(),
+            promotions: Counter::default(),
+            milestones: Family::default(),
             starts: Counter::default(),
             crashes: Counter::default(),
             client_errors: Counter::default(),
@@ -119,6 +128,17 @@ impl Default for Metrics {
             "sync_acks_present",
             "Synchronous standbys that stream now (primary)",
             m.acks_present.clone(),
+        );
+        r.register(
+            "promotions",
+            "Elections that this instance won",
+            m.promotions.clone(),
+        );
+        r.register_with_unit(
+            "failover_duration",
+            "From the sign that the old primary is gone to each milestone of the last failover that this instance won",
+            Unit::Seconds,
+            m.milestones.clone(),
         );
         r.register("postgres_starts", "Starts of PostgreSQL", m.starts.clone());
         r.register(
@@ -188,6 +208,25 @@ impl Metrics {
         }
         let replay = status.receiver.as_ref().and_then(|r| r.replay_lag_bytes);
         self.replay_lag_bytes.set(replay.unwrap_or(0));
+    }
+
+    /// This instance has become primary.
+    pub fn promoted(&self, failover: &super::agent::Failover) {
+        self.promotions.inc();
+        let Some(begun) = failover.detected else {
+            return;
+        };
+        for (milestone, at) in [
+            ("fenced", failover.fenced),
+            ("elected", failover.elected),
+            ("promoted", failover.promoted),
+        ] {
+            if let Some(at) = at {
+                self.milestones
+                    .get_or_create(&Milestone { milestone })
+                    .set(at.duration_since(begun).as_secs_f64());
+            }
+        }
     }
 
     /// PostgreSQL was started.

@@ -8,14 +8,17 @@
 //! One loop: observe → plan → act → report. [`plan`] is pure and decides; everything else only looks or does.
 //! - pure: [`plan`], [`settings`], [`hba`], [`conninfo`], [`sync`], [`report`], [`status`]
 //! - the volume and files: [`volume`], [`tls`], [`files`], [`install`]
-//! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`]
-//! - the outside: [`store`] (the seam), [`apiserver`], [`http`], [`metrics`]
+//! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`],
+//!   [`kill`], [`watchdog`], and what they need: [`proc`], [`clock`]
+//! - the outside: [`store`] (the seam), [`apiserver`], [`peers`], [`http`], [`metrics`]
 //! - the loop: [`manager`], and its four parts `observe`, `act`, `tend`, `say`; process 1: [`reaper`]
 //!
 //! Replication is direct, from PostgreSQL to PostgreSQL; [`receiver`] says why, and how it's cut.
 
 mod act;
+pub mod agent;
 pub mod apiserver;
+pub mod clock;
 pub mod config;
 pub mod conninfo;
 pub mod files;
@@ -23,12 +26,15 @@ pub mod hba;
 pub mod http;
 mod install;
 pub mod jobs;
+pub mod kill;
 pub mod logs;
 pub mod manager;
 pub mod metrics;
-mod observe;
+pub(crate) mod observe;
+pub mod peers;
 pub mod plan;
 pub mod postmaster;
+pub mod proc;
 pub mod programs;
 pub mod reaper;
 pub mod receiver;
@@ -44,6 +50,7 @@ mod tend;
 pub mod tls;
 pub mod vitals;
 pub mod volume;
+pub mod watchdog;
 
 pub use config::{Args, Config};
 pub use install::install;

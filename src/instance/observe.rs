@@ -8,11 +8,13 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
+use super::agent::Input;
 use super::manager::{Manager, PARAMETERS_FACT, STORE_FACT, Task};
-use super::plan::{self, Content, Process, Seen, Source};
+use super::plan::{self, Content, Duty, Mode, Process, Seen, Source};
 use super::session::Session;
 use super::tls::{Certificate, Credentials};
 use super::{files, jobs, programs, store, vitals};
+use crate::failover::Wanted;
 
 impl Manager {
     pub(super) async fn observe(&mut self) {
@@ -34,6 +36,7 @@ impl Manager {
             let found = programs::find(self.config.bin.as_deref(), wanted, &self.children).await;
             self.programs = Some(found);
         }
+        self.tell_agent();
         self.collect_work();
         self.begin_trial();
         self.look().await;
@@ -58,6 +61,9 @@ impl Manager {
             .store
             .as_ref()
             .is_none_or(|old| !store::same(old, &newer));
+        if differs {
+            let _ = self.agent.input.send(Input::Store(newer.clone()));
+        }
         self.store = Some(newer);
         if differs
             && let Some(store) = &self.store
@@ -83,6 +89,7 @@ impl Manager {
                 if let Err(e) = self.install_certificate(&new) {
                     warn!("can't write PostgreSQL's copy of its certificate: {e}");
                 } else {
+                    let _ = self.agent.input.send(Input::Certificate(new.clone()));
                     self.certificate = Some(new);
                 }
             }
@@ -98,9 +105,6 @@ impl Manager {
 
     fn install_certificate(&self, new: &Certificate) -> std::io::Result<()> {
         new.install_server(&self.config.run)?;
-        if self.tend.upstream.is_some() {
-            new.install_client(&self.config.run)?;
-        }
         if let Some(postgres) = &self.postgres {
             info!("the certificate changed: PostgreSQL reads it again");
             postgres.reload();
@@ -121,14 +125,17 @@ impl Manager {
                     self.failures = 0;
                     self.failed = None;
                     if job.name != "clear" {
-                        self.tend.stranded = None;
                         self.signs.clear_wal_gone();
-                        if let Err(e) = self.volume.identity() {
-                            self.fail(format!("{e:#}"));
-                        }
+                    }
+                    if let Some(history) = self.copying.take() {
+                        let _ = self.agent.input.send(Input::Copied(history));
+                        self.copied = true;
                     }
                 }
-                Ok(Err(why)) => self.fail(why),
+                Ok(Err(why)) => {
+                    self.copying = None;
+                    self.fail(why);
+                }
                 Err(e) => self.fail(format!("{} ended unexpectedly: {e}", job.name)),
             }
             self.content = self.volume.content();
@@ -183,6 +190,13 @@ impl Manager {
         let Some(session) = &self.session else { return };
         match vitals::look(session).await {
             Ok(vitals) => {
+                if let Some(postgres) = &mut self.postgres
+                    && postgres.mode() == Mode::Standby
+                    && !vitals.in_recovery
+                    && self.agent.server.leads()
+                {
+                    postgres.promoted();
+                }
                 self.vitals = Some(vitals);
                 self.tend.trouble = None;
                 if self.served_since.is_none() {
@@ -211,6 +225,45 @@ impl Manager {
                 .remember(PARAMETERS_FACT, &self.parameters_started)
         {
             warn!("{e:#}");
+        }
+    }
+
+    /// What the agent can't see by itself: that the volume is empty, and that a promoted server is no standby.
+    fn tell_agent(&mut self) {
+        let first = self.duty() == Duty::Unknown
+            && self
+                .store
+                .as_ref()
+                .is_some_and(|s| store::primary(s) == Some(&self.config.instance));
+        let wiped = self.content == Content::Empty
+            && self.postgres.is_none()
+            && self.job.is_none()
+            && self.store.is_some()
+            && !first;
+        if !matches!(
+            self.agent.view.borrow().wanted,
+            Wanted::Copy(_) | Wanted::CopyOfAnyone
+        ) {
+            self.copied = false;
+        }
+        if wiped && !self.wiped {
+            let _ = self.agent.input.send(Input::Wiped);
+        }
+        self.wiped = wiped;
+    }
+
+    pub(super) fn duty(&self) -> Duty {
+        let view = self.agent.view.borrow();
+        match &view.wanted {
+            Wanted::Nothing => Duty::Fenced,
+            Wanted::Primary => Duty::Primary,
+            // It was told, and will say so: not a second copy for the same wish.
+            Wanted::Copy(_) | Wanted::CopyOfAnyone if self.copied => Duty::Standby,
+            Wanted::Copy(_) | Wanted::CopyOfAnyone => Duty::Copy {
+                ready: view.source.is_some(),
+            },
+            Wanted::Standby if view.configuration.is_none() => Duty::Unknown,
+            Wanted::Standby => Duty::Standby,
         }
     }
 
@@ -245,13 +298,13 @@ impl Manager {
             credentials: self.credentials.is_some(),
             parameters_tried: self.tried.is_some(),
             backing_off,
-            stranded: self.tend.stranded.clone(),
+            duty: self.duty(),
         }
     }
 }
 
 /// Whether PostgreSQL says in its pid file that it accepts connections.
-fn accepting(data: &std::path::Path, pid: u32) -> bool {
+pub(super) fn accepting(data: &std::path::Path, pid: u32) -> bool {
     let Ok(Some(bytes)) = files::read_bounded(&data.join("postmaster.pid"), 64 << 10) else {
         return false;
     };

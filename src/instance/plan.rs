@@ -1,13 +1,15 @@
 //! What the instance does next: a pure function of what is seen.
 //!
 //! Owns the rules for when a volume may be initialised, cloned over, started or stopped.
-//! Never: does I/O, reads a clock, or decides which instance is the primary (`status.primary` says so).
+//! Never: does I/O, reads a clock, or decides which instance is the primary: that is the failover protocol's, whose
+//! word is [`Duty`].
 //!
 //! Invariants, each a property test below:
 //! - a database cluster is never initialised while any identifier is known, or from a remembered store;
 //! - PostgreSQL is never started on, and nothing replaces, a volume that holds another system;
-//! - the primary's volume is never cloned over, and clients are never let in before the store knows whose
-//!   data they would write to.
+//! - nothing is cloned over a copy unless the protocol has marked it as one that doesn't count any more; clients are
+//!   never let in before the store knows whose data they would write to; PostgreSQL is never started as a primary,
+//!   except once, over its socket, to found a store.
 
 use std::time::Duration;
 
@@ -55,8 +57,26 @@ pub struct StoreSeen {
     pub system_identifier: Option<String>,
     /// Whether any instance ever reported a system identifier, this one included.
     pub any_identifier: bool,
-    /// Whether the primary serves, and can be reached.
-    pub primary_ready: bool,
+    /// Whether instances have ever agreed on a configuration: who is primary is theirs to say since then.
+    pub governed: bool,
+}
+
+/// What the failover protocol wants of this instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// It knows no configuration: a new store, or a new volume.
+    Unknown,
+    /// Run as a standby; whom it follows is not this plan's matter.
+    Standby,
+    /// It's the primary, or about to be.
+    Primary,
+    /// Its copy doesn't count any more, and is to be replaced.
+    Copy {
+        /// Whether somebody serves from whom it can be made.
+        ready: bool,
+    },
+    /// A person has fenced it.
+    Fenced,
 }
 
 /// Which programs there are.
@@ -71,9 +91,9 @@ pub enum Programs {
 /// As what PostgreSQL is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Accepts writes, reached by clients.
+    /// Was promoted: accepts writes. Never started as such.
     Primary,
-    /// Accepts writes, but is reached over the Unix socket only: its identifier isn't known to the store yet.
+    /// Accepts writes, but is reached over the Unix socket only: a database cluster that was just made.
     Founding,
     /// Follows, started without an upstream.
     Standby,
@@ -113,8 +133,8 @@ pub struct Seen {
     pub parameters_tried: bool,
     /// After a failure: why, and how long to wait.
     pub backing_off: Option<(String, Duration)>,
-    /// This standby can't go on with its copy; in words.
-    pub stranded: Option<String>,
+    /// What the failover protocol wants.
+    pub duty: Duty,
 }
 
 /// The one next step.
@@ -133,6 +153,8 @@ pub enum Step {
         /// Whether a present copy is replaced.
         replace: bool,
     },
+    /// The store knows the new database cluster: this instance is its first voter.
+    Found,
     /// Run PostgreSQL.
     Start(Mode),
     /// Stop PostgreSQL; in words.
@@ -149,18 +171,22 @@ pub fn next(seen: &Seen) -> Step {
     }
     let wanted = wanted(seen);
     match (seen.process, wanted) {
+        (Process::Running(_), _) if seen.duty == Duty::Fenced => {
+            Step::Stop("it is fenced by hand".to_owned())
+        }
         (Process::Running(now), Ok(mode)) if now == mode => Step::Serve(now),
         (Process::Running(now), Ok(mode)) => Step::Stop(match (now, mode) {
-            (Mode::Founding, Mode::Primary) => {
+            (Mode::Founding, Mode::Standby) => {
                 "the store knows this database cluster now: opening it to clients".to_owned()
             }
             _ => "it is to run in another mode".to_owned(),
         }),
-        // A running server whose place is taken must not go on accepting writes beside the other.
-        (Process::Running(_), Err(Step::Fail(why))) if displaced(seen) => Step::Stop(why),
+        (Process::Running(Mode::Founding) | Process::Stopped, Err(Step::Found)) => Step::Found,
         // A standby that can't go on is stopped before it's replaced.
-        (Process::Running(Mode::Standby), Err(Step::Clone { .. } | Step::ClearLeftover)) => {
-            Step::Stop("it is cloned anew".to_owned())
+        (Process::Running(_), Err(Step::Clone { .. } | Step::ClearLeftover))
+            if seen.duty == (Duty::Copy { ready: true }) =>
+        {
+            Step::Stop("it is copied anew".to_owned())
         }
         // Whatever else can't be satisfied now would have kept it from starting; it's no reason to take a
         // serving PostgreSQL down (a lost certificate mount, a changed image, an unreachable API server).
@@ -179,18 +205,6 @@ pub fn complaint(seen: &Seen) -> Option<String> {
     }
 }
 
-/// Whether the store names another primary than this running one.
-fn displaced(seen: &Seen) -> bool {
-    matches!(
-        seen.process,
-        Process::Running(Mode::Primary | Mode::Founding)
-    ) && seen
-        .store
-        .as_ref()
-        .and_then(|s| s.primary.as_deref())
-        .is_some_and(|p| p != seen.me)
-}
-
 /// As what PostgreSQL is to run, or what has to come first.
 fn wanted(seen: &Seen) -> Result<Mode, Step> {
     let wait = |why: &str| Err(Step::Wait(why.to_owned()));
@@ -199,60 +213,27 @@ fn wanted(seen: &Seen) -> Result<Mode, Step> {
     let Some(store) = &seen.store else {
         return wait("waits for the API server: this instance has never seen its store");
     };
-    let Some(primary) = &store.primary else {
-        return wait("waits for the operator to choose a primary");
-    };
-    if store.source == Source::Asking {
+    let unknown = seen.duty == Duty::Unknown;
+    if unknown && store.primary.is_none() {
+        return wait("waits for the operator to choose the first primary");
+    }
+    if unknown && store.source == Source::Asking {
         return wait("asks the API server for its store");
     }
     let major = match &seen.programs {
         Programs::Missing(why) => return fail(why.clone()),
         Programs::Major(major) => *major,
     };
-    let i_am_primary = *primary == seen.me;
+    // Only as long as the instances themselves have never agreed on anything.
+    let first = unknown && !store.governed && store.primary.as_deref() == Some(&seen.me);
 
     match &seen.content {
         Content::Unusable(why) => fail(why.clone()),
         Content::Cluster(cluster) => {
-            if let Some(known) = &store.system_identifier
-                && *known != cluster.system_identifier
-            {
-                return fail(format!(
-                    "this volume holds another database cluster ({}) than the store's ({known}): nothing \
-                     was touched; if the volume's content isn't needed, delete the volume claim and the pod",
-                    cluster.system_identifier
-                ));
-            }
-            if cluster.major != major {
-                return fail(format!(
-                    "this volume was made by PostgreSQL {}, but the image has PostgreSQL {major}: nothing \
-                     was touched; set postgres.image back to one of PostgreSQL {}",
-                    cluster.major, cluster.major
-                ));
-            }
-            match (i_am_primary, cluster.standby) {
-                (true, true) => fail(
-                    "the store names this instance its primary, but this volume holds a standby's copy, \
-                     which this release doesn't promote: nothing was touched"
-                        .to_owned(),
-                ),
-                (false, false) => fail(format!(
-                    "this volume was a primary's, but the store names {primary} its primary: nothing was \
-                     touched; if its content isn't needed, delete the volume claim and the pod, and it is \
-                     cloned anew"
-                )),
-                (true, false) if store.system_identifier.is_some() => Ok(Mode::Primary),
-                (true, false) => Ok(Mode::Founding),
-                (false, true) => match &seen.stranded {
-                    Some(_) if store.system_identifier.is_none() || !store.primary_ready => {
-                        Ok(Mode::Standby)
-                    }
-                    Some(_) => Err(clear_or(seen, Step::Clone { replace: true })),
-                    None => Ok(Mode::Standby),
-                },
-            }
+            fits(seen, store, cluster, major)?;
+            present(seen, store, cluster, first)
         }
-        Content::Empty if i_am_primary => {
+        Content::Empty if first => {
             if store.any_identifier || store.system_identifier.is_some() {
                 return fail(
                     "the primary's volume is lost: it is empty, but the store has been initialised before. \
@@ -272,19 +253,68 @@ fn wanted(seen: &Seen) -> Result<Mode, Step> {
             Err(clear_or(seen, Step::InitDb))
         }
         Content::Empty => {
-            if store.source != Source::Live
-                || !store.primary_ready
-                || store.system_identifier.is_none()
-            {
-                return Err(Step::Wait(format!(
-                    "waits for the primary {primary} to serve"
-                )));
+            if seen.duty == Duty::Fenced {
+                return wait("is fenced by hand");
+            }
+            if seen.duty != (Duty::Copy { ready: true }) || store.system_identifier.is_none() {
+                return wait("waits for a primary that serves, to copy it");
             }
             if !seen.certificate {
                 return wait("waits for the Secret with its certificate");
             }
             Err(clear_or(seen, Step::Clone { replace: false }))
         }
+    }
+}
+
+/// Whether the volume's database cluster is the store's, and of the image's version.
+fn fits(seen: &Seen, store: &StoreSeen, cluster: &Cluster, major: u32) -> Result<(), Step> {
+    if let Some(known) = &store.system_identifier
+        && *known != cluster.system_identifier
+    {
+        return Err(Step::Fail(format!(
+            "this volume holds another database cluster ({}) than the store's ({known}): nothing was touched; \
+             if the volume's content isn't needed, delete the volume claim and the pod of {}",
+            cluster.system_identifier, seen.me
+        )));
+    }
+    if cluster.major != major {
+        return Err(Step::Fail(format!(
+            "this volume was made by PostgreSQL {}, but the image has PostgreSQL {major}: nothing was touched; \
+             set postgres.image back to one of PostgreSQL {}",
+            cluster.major, cluster.major
+        )));
+    }
+    Ok(())
+}
+
+/// What is to become of the database cluster that is there.
+fn present(seen: &Seen, store: &StoreSeen, cluster: &Cluster, first: bool) -> Result<Mode, Step> {
+    match seen.duty {
+        Duty::Unknown if first && !cluster.standby => {
+            if store.system_identifier.is_some() {
+                Err(Step::Found)
+            } else {
+                Ok(Mode::Founding)
+            }
+        }
+        Duty::Unknown | Duty::Standby => Ok(Mode::Standby),
+        Duty::Primary => match seen.process {
+            Process::Running(mode @ (Mode::Standby | Mode::Primary)) => Ok(mode),
+            _ => Err(Step::Wait(
+                "waits for its own part in the failover to end".to_owned(),
+            )),
+        },
+        Duty::Copy { ready: true } if store.system_identifier.is_some() => {
+            Err(clear_or(seen, Step::Clone { replace: true }))
+        }
+        Duty::Copy { .. } => match seen.process {
+            Process::Running(Mode::Standby) => Ok(Mode::Standby),
+            _ => Err(Step::Wait(
+                "waits for a primary that serves, to copy it".to_owned(),
+            )),
+        },
+        Duty::Fenced => Err(Step::Wait("is fenced by hand".to_owned())),
     }
 }
 

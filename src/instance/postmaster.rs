@@ -13,6 +13,7 @@ use tracing::info;
 
 use super::logs::{self, Signs};
 use super::plan::Mode;
+use super::proc;
 use super::programs::{self, Programs};
 use super::reaper::{Children, Guard};
 use super::settings;
@@ -94,9 +95,16 @@ impl Postmaster {
         self.mode
     }
 
+    /// It was a standby, and was promoted.
+    pub fn promoted(&mut self) {
+        self.mode = Mode::Primary;
+    }
+
     /// Lets it read its configuration and certificates again.
     pub fn reload(&self) {
-        self.signal(Signal::SIGHUP);
+        if let Some(pid) = self.child.id().and_then(|p| i32::try_from(p).ok()) {
+            proc::reload(pid);
+        }
     }
 
     /// Tells it to stop; [`Postmaster::ended`] says when it has.

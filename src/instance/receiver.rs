@@ -29,6 +29,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::conninfo::{Downstream, Upstream};
+use super::proc::{self, Proc};
 use super::{files, settings, tls};
 
 /// Lets the standby stream from `to`. Takes effect with the next reload.
@@ -39,13 +40,15 @@ pub fn follow(
     run: &Path,
     certificate: &tls::Certificate,
     to: &Upstream,
+    voter: &str,
     instance: &str,
     timeout_seconds: u32,
 ) -> io::Result<()> {
     certificate.install_client(run)?;
     let dir = tls::client_dir(run);
     let down = Downstream {
-        application_name: instance.to_owned(),
+        // The volume, not the slot: a copy made anew must not acknowledge under the name of the one before it.
+        application_name: voter.to_owned(),
         ca: dir.join("ca.crt"),
         cert: dir.join("tls.crt"),
         key: dir.join("tls.key"),
@@ -83,7 +86,7 @@ pub async fn cut(run: &Path, postmaster: u32, limit: Duration) -> anyhow::Result
     forsake(run).context("can't take the upstream away")?;
     let postmaster = i32::try_from(postmaster).context("no such process")?;
     // The postmaster's death is as good: its receiver dies with it, and is waited for below.
-    let _ = kill(Pid::from_raw(postmaster), Signal::SIGHUP);
+    proc::reload(postmaster);
 
     let mut suspects = suspects(postmaster).context("can't list PostgreSQL's processes")?;
     let mut pause = Duration::from_millis(1);
@@ -118,13 +121,6 @@ pub async fn cut(run: &Path, postmaster: u32, limit: Duration) -> anyhow::Result
     }
 }
 
-/// A process, told apart from a later one of the same number by its start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Proc {
-    pid: i32,
-    started: u64,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Receiver,
@@ -135,43 +131,28 @@ enum Kind {
 
 /// The postmaster's children that are, or may be, receivers; and those it left behind if it died.
 fn suspects(postmaster: i32) -> io::Result<BTreeSet<Proc>> {
-    let mut all = BTreeSet::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?
-            .file_name()
-            .to_str()
-            .and_then(|n| n.parse::<i32>().ok())
-        else {
-            continue;
-        };
-        let Some((parent, started)) = stat(pid) else {
-            continue;
-        };
-        if parent != postmaster {
-            continue;
-        }
-        let candidate = Proc { pid, started };
-        if matches!(kind(candidate, postmaster), Kind::Receiver | Kind::Unnamed) {
-            all.insert(candidate);
-        }
-    }
-    Ok(all)
+    let suspicious = |p: &Proc| matches!(kind(*p, postmaster), Kind::Receiver | Kind::Unnamed);
+    Ok(proc::all()?
+        .into_iter()
+        .filter(|(_, stat)| stat.parent == postmaster)
+        .map(|(candidate, _)| candidate)
+        .filter(suspicious)
+        .collect())
 }
 
 /// What a process is, by the title that PostgreSQL gives it.
 fn kind(of: Proc, postmaster: i32) -> Kind {
-    match stat(of.pid) {
-        Some((_, started)) if started == of.started => {}
-        _ => return Kind::Gone,
+    if of.stat().is_none() {
+        return Kind::Gone;
     }
-    let Ok(title) = std::fs::read(format!("/proc/{}/cmdline", of.pid)) else {
+    let Some(title) = proc::title(of.pid) else {
         return Kind::Gone;
     };
     // A zombie has no title; it acknowledges nothing any more.
     if title.is_empty() {
         return Kind::Gone;
     }
-    let own = std::fs::read(format!("/proc/{postmaster}/cmdline")).unwrap_or_default();
+    let own = proc::title(postmaster).unwrap_or_default();
     classify(&title, &own)
 }
 
@@ -190,17 +171,6 @@ fn classify(title: &[u8], postmaster: &[u8]) -> Kind {
     } else {
         Kind::Other
     }
-}
-
-/// Parent and start time of a process.
-fn stat(pid: i32) -> Option<(i32, u64)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses and may itself contain some.
-    let rest = text.rsplit_once(')')?.1;
-    let mut fields = rest.split_whitespace();
-    let parent = fields.nth(1)?.parse().ok()?;
-    let started = fields.nth(17)?.parse().ok()?;
-    Some((parent, started))
 }
 
 /// The number of the receiver process, if there is one. For tests and for saying what is.
@@ -229,13 +199,5 @@ mod tests {
         assert_eq!(of(b"postgres: s-2: walreceiver \0"), Kind::Receiver);
         assert_eq!(of(b"postgres: s-2: startup recovering 0001"), Kind::Other);
         assert_eq!(of(postmaster), Kind::Unnamed);
-    }
-
-    #[test]
-    fn own_stat_can_be_read() {
-        let me = i32::try_from(std::process::id()).unwrap();
-        let (parent, started) = stat(me).unwrap();
-        assert_eq!(parent, nix::unistd::getppid().as_raw());
-        assert!(started > 0);
     }
 }

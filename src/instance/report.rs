@@ -23,6 +23,8 @@ pub struct Facts<'a> {
     pub primary: Option<&'a str>,
     /// The synchronous rule that is to be in force.
     pub rule: &'a str,
+    /// Whether a majority has it for the primary.
+    pub serving: bool,
     /// A receiver that is silent for longer isn't streaming.
     pub silence: Duration,
     /// What went wrong last, if PostgreSQL doesn't run.
@@ -72,6 +74,7 @@ fn role_and_readiness(facts: &Facts<'_>) -> (InstanceRole, Result<(), String>) {
         Step::Wait(why) => return starting(why),
         Step::Stop(why) => return starting(&format!("is stopping PostgreSQL: {why}")),
         Step::ClearLeftover => return starting("removes what an interrupted copy left behind"),
+        Step::Found => return starting("becomes the first voter of its store"),
         Step::InitDb => return starting("makes a new database cluster"),
         Step::Clone { .. } => return starting("copies the primary"),
         Step::Start(_) => return starting("starts PostgreSQL"),
@@ -84,6 +87,7 @@ fn role_and_readiness(facts: &Facts<'_>) -> (InstanceRole, Result<(), String>) {
         Mode::Founding => starting(
             "waits for the store to know its new database cluster, before clients are let in",
         ),
+        Mode::Primary if !facts.serving => starting("takes over"),
         Mode::Primary if vitals.in_recovery => starting("PostgreSQL recovers"),
         Mode::Primary => (InstanceRole::Primary, primary_ready(facts, vitals)),
         Mode::Standby if !vitals.in_recovery => {
@@ -154,6 +158,7 @@ mod tests {
             vitals,
             primary: Some("s-1"),
             rule: "ANY 1 (\"s-2\")",
+            serving: true,
             silence: Duration::from_secs(6),
             trouble: Some("it crashed"),
             notes,

@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::agent::View;
+use super::agent::names::instance_of;
 use super::http::Published;
 use super::manager::Manager;
 use super::plan::{self, Content, Mode, Step};
@@ -12,11 +14,52 @@ use super::report::{self, Facts};
 use super::status::{Receiver, Status, Synchronous};
 use super::store::{self, Endpoints, Wish};
 use super::{settings, sync};
-use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
+use crate::api::privacy_data_store::{
+    AgreedConfiguration, InstanceRole, InstanceStatus, LastFailover,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+/// A term as the kinds have it.
+fn term(term: u64) -> i64 {
+    i64::try_from(term).unwrap_or(i64::MAX)
+}
+
+/// What the instances have agreed on, if this one is their primary.
+fn agreed(view: &View) -> Option<AgreedConfiguration> {
+    let c = view.configuration.as_ref().filter(|_| view.serving)?;
+    Some(AgreedConfiguration {
+        term: term(c.term),
+        version: term(c.version),
+        primary: Some(c.primary.clone()),
+        voters: c.voters.iter().cloned().collect(),
+        witness: c.witness.clone(),
+        sync_members: c.sync.members.iter().cloned().collect(),
+        acks: i32::try_from(c.sync.acks).unwrap_or(i32::MAX),
+        may_be_primary: c.may_be_primary.iter().cloned().collect(),
+    })
+}
+
+/// The failover that made this instance primary.
+fn story(view: &View, instance: &str) -> Option<LastFailover> {
+    let last = view.failover.as_ref().filter(|_| view.serving)?;
+    let at = |t: Option<jiff::Timestamp>| t.map(MicroTime);
+    Some(LastFailover {
+        term: term(last.term),
+        primary: instance.to_owned(),
+        previous_primary: last.previous.clone(),
+        reason: last.reason.to_owned(),
+        detected_at: at(last.detected),
+        fenced_at: at(last.fenced),
+        elected_at: at(last.elected),
+        promoted_at: at(last.promoted),
+        routed_at: None,
+    })
+}
 
 impl Manager {
     pub(super) fn report(&mut self, step: &Step) {
-        let rule = self.tend.rule.render();
+        let view = self.agent.view.borrow().clone();
+        let rule = view.rule.clone();
         let mut notes = self.notes();
         notes.extend(plan::complaint(&self.seen()));
         let trouble = self
@@ -27,13 +70,17 @@ impl Manager {
                 (None, Some((why, _))) => Some(why.clone()),
                 _ => None,
             });
-        let primary = self.store.as_deref().and_then(store::primary);
+        let primary = view
+            .primary
+            .as_deref()
+            .or_else(|| self.store.as_deref().and_then(store::primary));
         let silence = settings::replication_timeout(self.detection());
         let verdict = report::judge(&Facts {
             step,
             vitals: self.vitals.as_ref(),
             primary,
             rule: &rule,
+            serving: view.serving,
             silence: Duration::from_secs(u64::from(silence)),
             trouble: trouble.as_deref(),
             notes: &notes,
@@ -41,25 +88,30 @@ impl Manager {
         let streaming = self.streaming();
         let in_force = self.vitals.as_ref().is_some_and(|v| v.sync_names == rule);
         let is_primary = verdict.role == InstanceRole::Primary;
+        let configuration = view.configuration.as_ref();
         let durable =
-            is_primary && sync::durable(&self.tend.rule, in_force, self.others().len(), &streaming);
-        let status = self.status(&verdict, durable, in_force);
-        let present = self
-            .tend
-            .rule
-            .members
-            .iter()
+            is_primary && configuration.is_some_and(|c| sync::durable(c, in_force, &streaming));
+        let status = self.status(&view, &verdict, durable, in_force);
+        let present = configuration
+            .into_iter()
+            .flat_map(|c| &c.sync.members)
             .filter(|m| streaming.contains_key(*m))
             .count();
+        if let Some(failover) = view.failover.as_ref().filter(|f| f.term > self.told_term) {
+            self.told_term = failover.term;
+            self.metrics.promoted(failover);
+        }
         self.metrics
             .observe(&status, if is_primary { present } else { 0 });
 
-        let (read_write, read_only) = self.endpoints(is_primary && verdict.ready.is_ok());
-        let entry = self.entry(&verdict, is_primary.then_some(durable));
+        let (read_write, read_only) = self.endpoints(&view, is_primary && verdict.ready.is_ok());
+        let entry = self.entry(&view, &verdict, is_primary.then_some(durable));
         let wish = Wish {
             uid: self.store.as_ref().and_then(|s| s.metadata.uid.clone()),
             entry,
             create: true,
+            configuration: agreed(&view),
+            failover: story(&view, &self.config.instance),
             read_write,
             read_only,
         };
@@ -71,16 +123,20 @@ impl Manager {
         });
     }
 
-    fn endpoints(&self, ready: bool) -> (Option<Endpoints>, Option<Endpoints>) {
-        let (Some(store), Some(vitals), true) = (&self.store, &self.vitals, ready) else {
+    fn endpoints(&self, view: &View, ready: bool) -> (Option<Endpoints>, Option<Endpoints>) {
+        let (Some(store), Some(vitals), Some(configuration), true) =
+            (&self.store, &self.vitals, &view.configuration, ready)
+        else {
             return (None, None);
         };
-        let term = store::term(store);
+        let term = term(configuration.term);
         let standbys = vitals
             .replicas
             .iter()
-            .filter(|r| r.state == "streaming" && r.name != self.config.instance)
-            .filter_map(|r| store::entry(store, &r.name))
+            .filter(|r| r.state == "streaming")
+            .map(|r| instance_of(&r.name))
+            .filter(|name| *name != self.config.instance)
+            .filter_map(|name| store::entry(store, name))
             .filter(|e| e.ready == Some(true))
             .filter_map(|e| e.address.as_deref()?.parse().ok())
             .collect();
@@ -113,6 +169,8 @@ impl Manager {
             wish.entry.ready = Some(false);
             wish.entry.durable = wish.entry.durable.map(|_| false);
             wish.entry.message = Some("is stopping".to_owned());
+            wish.configuration = None;
+            wish.failover = None;
             wish.create = false;
             true
         });
@@ -126,6 +184,16 @@ impl Manager {
     /// What a person should know though it keeps nobody from working.
     fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self.tend.refusal.iter().cloned().collect();
+        let view = self.agent.view.borrow();
+        if view.primary.is_none()
+            && let Some(stuck) = &view.stuck
+        {
+            notes.push(format!("there is no primary: {stuck}"));
+        }
+        if view.rebuilding {
+            notes.push("its copy doesn't count until it is level with the primary".to_owned());
+        }
+        drop(view);
         if let Some(tried) = &self.tried {
             if !tried.refused.is_empty() {
                 notes.push(format!(
@@ -190,7 +258,12 @@ impl Manager {
         }
     }
 
-    fn entry(&self, verdict: &report::Verdict, durable: Option<bool>) -> InstanceStatus {
+    fn entry(
+        &self,
+        view: &View,
+        verdict: &report::Verdict,
+        durable: Option<bool>,
+    ) -> InstanceStatus {
         InstanceStatus {
             name: self.config.instance.clone(),
             id: self.volume.known_identity().map(|i| i.id),
@@ -201,25 +274,39 @@ impl Manager {
             system_identifier: self.reported_identifier(),
             postgres_version: self.version(),
             message: verdict.message.clone(),
+            term: view.configuration.as_ref().map(|c| term(c.term)),
+            voter: view
+                .configuration
+                .as_ref()
+                .map(|c| c.voters.contains(&view.me)),
+            fenced: view.fenced.then_some(true),
+            pending_restart: (self.postgres.is_some() && !self.tend.pending_restart.is_empty())
+                .then_some(true),
             ..InstanceStatus::default()
         }
     }
 
-    fn status(&self, verdict: &report::Verdict, durable: bool, in_force: bool) -> Status {
-        let vitals = self.vitals.clone().unwrap_or_default();
+    fn status(
+        &self,
+        view: &View,
+        verdict: &report::Verdict,
+        durable: bool,
+        in_force: bool,
+    ) -> Status {
+        let mut vitals = self.vitals.clone().unwrap_or_default();
+        for replica in &mut vitals.replicas {
+            replica.name = instance_of(&replica.name).to_owned();
+        }
         let known = self.vitals.is_some();
         let standby = known && vitals.in_recovery;
+        let configuration = view.configuration.as_ref();
         Status {
             instance: self.config.instance.clone(),
             id: self.volume.known_identity().map(|i| i.id),
             role: verdict.role,
             ready: verdict.ready.is_ok(),
-            term: self.store.as_deref().map(store::term),
-            primary: self
-                .store
-                .as_deref()
-                .and_then(store::primary)
-                .map(str::to_owned),
+            term: view.configuration.as_ref().map(|c| term(c.term)),
+            primary: view.primary.clone(),
             message: verdict.message.clone(),
             postgres_version: self.version(),
             timeline: known.then_some(vitals.timeline),
@@ -227,15 +314,18 @@ impl Manager {
             position: known.then(|| vitals.position.clone()),
             durable,
             synchronous: (known && !standby).then(|| Synchronous {
-                acks: self.tend.rule.acks,
-                members: self.tend.rule.members.iter().cloned().collect(),
+                acks: configuration.map_or(0, |c| c.sync.acks),
+                members: configuration
+                    .into_iter()
+                    .flat_map(|c| &c.sync.members)
+                    .map(|m| instance_of(m).to_owned())
+                    .collect(),
                 in_force,
             }),
             replication: vitals.replicas,
             receiver: standby.then(|| Receiver {
-                upstream: self
-                    .tend
-                    .upstream
+                upstream: view
+                    .following
                     .as_ref()
                     .map(|u| u.name.clone())
                     .unwrap_or_default(),

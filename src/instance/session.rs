@@ -134,6 +134,28 @@ impl Session {
         Ok(())
     }
 
+    /// The one row of a query without parameters.
+    ///
+    /// # Errors
+    /// As [`Session::execute`], or if there isn't exactly one.
+    pub async fn row(&self, sql: &str) -> anyhow::Result<tokio_postgres::Row> {
+        tokio::time::timeout(self.limit, self.client.query_one(sql, &[]))
+            .await
+            .context("PostgreSQL doesn't answer")?
+            .map_err(|e| without_words(&e))
+    }
+
+    /// The rows of a query without parameters.
+    ///
+    /// # Errors
+    /// As [`Session::execute`].
+    pub async fn rows(&self, sql: &str) -> anyhow::Result<Vec<tokio_postgres::Row>> {
+        tokio::time::timeout(self.limit, self.client.query(sql, &[]))
+            .await
+            .context("PostgreSQL doesn't answer")?
+            .map_err(|e| without_words(&e))
+    }
+
     /// Whether a query returns any row. Its parameters are text.
     ///
     /// # Errors

@@ -42,8 +42,6 @@ pub struct Input<'a> {
     pub port: u16,
     /// Sockets and copies of the key.
     pub run: &'a Path,
-    /// `synchronous_standby_names`.
-    pub sync: &'a str,
     /// `failover.detectionSeconds`.
     pub detection_seconds: u32,
     /// Size of the volume in bytes.
@@ -131,7 +129,9 @@ pub fn render(input: &Input<'_>) -> String {
     for (name, value) in fixed(input) {
         set(name, &value);
     }
-    let _ = writeln!(out, "include {}", quote(UPSTREAM_FILE));
+    for file in [UPSTREAM_FILE, super::sync::SYNC_FILE] {
+        let _ = writeln!(out, "include {}", quote(file));
+    }
     out
 }
 
@@ -182,7 +182,6 @@ fn fixed(input: &Input<'_>) -> Vec<(&'static str, String)> {
         ("fsync", "on"),
         ("full_page_writes", "on"),
         ("synchronous_commit", "on"),
-        ("synchronous_standby_names", input.sync),
         ("wal_receiver_status_interval", "1s"),
         ("wal_retrieve_retry_interval", "500ms"),
         ("recovery_target_timeline", "latest"),
@@ -248,8 +247,14 @@ fn fixed(input: &Input<'_>) -> Vec<(&'static str, String)> {
 pub fn upstream(to: Option<(&Upstream, &Downstream)>, slot: &str) -> String {
     let conninfo = to.map_or_else(String::new, |(up, down)| conninfo::render(up, down));
     let slot = if to.is_some() { slot } else { "" };
+    // Cut off, a standby replays at once what it has: a vote waits for that, and a query must not hold it up.
+    let hurry = if to.is_some() {
+        ""
+    } else {
+        "max_standby_streaming_delay = 0\nmax_standby_archive_delay = 0\n"
+    };
     format!(
-        "# Written by Domicile; changes are overwritten.\nprimary_conninfo = {}\nprimary_slot_name = {}\n",
+        "# Written by Domicile; changes are overwritten.\nprimary_conninfo = {}\nprimary_slot_name = {}\n{hurry}",
         quote(&conninfo),
         quote(slot)
     )

@@ -10,10 +10,9 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::conninfo::Upstream;
 use super::plan::{Source, StoreSeen};
-use crate::api::PrivacyDataStore;
-use crate::api::privacy_data_store::InstanceStatus;
+use crate::api::privacy_data_store::{AgreedConfiguration, InstanceStatus, LastFailover};
+use crate::api::{PrivacyDataStore, labels};
 
 /// The two ways between an instance and the API server. Each holds the newest value only: an API server that
 /// is away costs no memory, and finds the present state when it's back.
@@ -35,6 +34,10 @@ pub struct Wish {
     /// Whether the entry may be made if it isn't there. Not while the instance is stopping: it may just have
     /// been taken out of the store.
     pub create: bool,
+    /// What the instances have agreed on (from the primary only).
+    pub configuration: Option<AgreedConfiguration>,
+    /// The failover that made it primary (from the primary only).
+    pub failover: Option<LastFailover>,
     /// Who accepts writes (from the primary only).
     pub read_write: Option<Endpoints>,
     /// Who answers reads (from the primary only).
@@ -74,17 +77,25 @@ pub fn same(a: &PrivacyDataStore, b: &PrivacyDataStore) -> bool {
                 s.primary.clone(),
                 s.system_identifier.clone(),
                 s.instances.clone(),
+                s.configuration.is_some(),
             )
         })
     };
-    a.metadata.uid == b.metadata.uid && a.spec == b.spec && rest(a) == rest(b)
+    let asked = |s: &PrivacyDataStore| s.metadata.annotations.clone().unwrap_or_default();
+    a.metadata.uid == b.metadata.uid
+        && a.spec == b.spec
+        && rest(a) == rest(b)
+        && asked(a) == asked(b)
 }
 
 /// Without what an instance doesn't need, before it's kept.
 #[must_use]
 pub fn pruned(mut store: PrivacyDataStore) -> PrivacyDataStore {
     store.metadata.managed_fields = None;
-    store.metadata.annotations = None;
+    let ours = [labels::PROMOTE, labels::FENCE, labels::ACCEPT_DATA_LOSS];
+    if let Some(annotations) = &mut store.metadata.annotations {
+        annotations.retain(|name, _| ours.contains(&name.as_str()));
+    }
     store.metadata.labels = None;
     store
 }
@@ -145,29 +156,46 @@ pub fn listed(store: &PrivacyDataStore) -> BTreeSet<String> {
         .collect()
 }
 
-/// Where the primary can be reached, if it can.
+/// The value of an annotation.
+fn annotation<'a>(store: &'a PrivacyDataStore, name: &str) -> Option<&'a str> {
+    store
+        .metadata
+        .annotations
+        .as_ref()?
+        .get(name)
+        .map(String::as_str)
+}
+
+/// Whom a person asks to become primary.
 #[must_use]
-pub fn upstream(store: &PrivacyDataStore, me: &str, port: u16) -> Option<Upstream> {
-    let primary = primary(store)?;
-    if primary == me {
-        return None;
-    }
-    let address = entry(store, primary)?.address.as_deref()?.parse().ok()?;
-    Some(Upstream {
-        name: primary.to_owned(),
-        address,
-        port,
-    })
+pub fn promote(store: &PrivacyDataStore) -> Option<String> {
+    annotation(store, labels::PROMOTE).map(|v| v.trim().to_owned())
+}
+
+/// Whether a person has fenced the instance.
+#[must_use]
+pub fn fenced(store: &PrivacyDataStore, instance: &str) -> bool {
+    annotation(store, labels::FENCE).is_some_and(|v| v.split(',').any(|n| n.trim() == instance))
+}
+
+/// The term after which a person lets this instance go on alone, whatever is lost.
+#[must_use]
+pub fn accept_loss(store: &PrivacyDataStore, instance: &str) -> Option<u64> {
+    let (name, term) = annotation(store, labels::ACCEPT_DATA_LOSS)?.split_once('@')?;
+    (name.trim() == instance).then_some(())?;
+    term.trim().parse().ok()
+}
+
+/// Whether the operator takes the instance out of the store.
+#[must_use]
+pub fn leaving(store: &PrivacyDataStore, instance: &str) -> bool {
+    entry(store, instance).is_some_and(|e| e.leaving == Some(true))
 }
 
 /// What the plan needs of the store.
 #[must_use]
 pub fn seen(store: &PrivacyDataStore, source: Source) -> StoreSeen {
     let status = store.status.clone().unwrap_or_default();
-    let primary_entry = status
-        .primary
-        .as_deref()
-        .and_then(|primary| entry(store, primary));
     StoreSeen {
         source,
         system_identifier: system_identifier(store).map(str::to_owned),
@@ -176,9 +204,8 @@ pub fn seen(store: &PrivacyDataStore, source: Source) -> StoreSeen {
                 .instances
                 .iter()
                 .any(|i| i.system_identifier.is_some()),
-        primary_ready: primary_entry.is_some_and(|e| {
-            e.ready == Some(true) && e.address.is_some() && e.system_identifier.is_some()
-        }),
+        governed: status.configuration.is_some()
+            || status.instances.iter().any(|i| i.term.is_some()),
         primary: status.primary,
     }
 }
@@ -218,18 +245,11 @@ mod tests {
             {"name": "s-1"}, {"name": "s-2", "systemIdentifier": "8"}]}));
         let view = seen(&s, Source::Live);
         assert_eq!(view.system_identifier, None);
-        assert!(view.any_identifier && !view.primary_ready);
+        assert!(view.any_identifier && !view.governed);
         let s = store(serde_json::json!({"primary": "s-1", "instances": [
             {"name": "s-1", "systemIdentifier": "7", "ready": true, "address": "10.0.0.1"}]}));
         let view = seen(&s, Source::Live);
         assert_eq!(view.system_identifier.as_deref(), Some("7"));
-        assert!(view.primary_ready);
-        let up = upstream(&s, "s-2", 5432).unwrap();
-        assert_eq!(
-            (up.name.as_str(), up.address.to_string().as_str()),
-            ("s-1", "10.0.0.1")
-        );
-        assert!(upstream(&s, "s-1", 5432).is_none());
         assert_eq!((desired(&s), listed(&s).len()), (3, 1));
     }
 

@@ -1,7 +1,7 @@
 //! Looking after a PostgreSQL that runs as it should.
 //!
-//! Owns, on a primary: roles, slots, the synchronous rule; on a standby: its upstream; on both: the
-//! configuration. Each is brought to what the store asks for on every turn, from
+//! Owns, on a primary: roles and slots; on a standby: the sign that it can't go on; on both: the configuration.
+//! Upstream and synchronous rule are the agent's. Each is brought to what the store asks for on every turn, from
 //! what is seen, so that nothing depends on a turn that was missed.
 //! Never: drops a slot that isn't an instance's of this store.
 
@@ -12,11 +12,9 @@ use tracing::{info, warn};
 
 use super::manager::Manager;
 use super::plan::Mode;
-use super::postmaster::Stop;
 use super::settings::{self, Input};
-use super::{files, receiver, roles, store, sync, vitals};
+use super::{files, roles, store, sync, vitals};
 use crate::api::names;
-use crate::api::privacy_data_store::Durability;
 
 /// A slot of an instance that is listed no more is kept this long: a list may be incomplete for a moment.
 const SLOT_GRACE: Duration = Duration::from_secs(60);
@@ -24,8 +22,6 @@ const SLOT_GRACE: Duration = Duration::from_secs(60);
 const PENDING_EVERY: Duration = Duration::from_secs(30);
 /// How long a standby is without a stream before PostgreSQL's reason is told.
 const SAY_WHY_AFTER: Duration = Duration::from_secs(5);
-/// How long a receiver may take to be cut before PostgreSQL is stopped instead.
-const CUT_LIMIT: Duration = Duration::from_secs(5);
 
 impl Manager {
     /// One turn of looking after.
@@ -50,9 +46,13 @@ impl Manager {
             }
             Mode::Standby if vitals.in_recovery => {
                 self.keep_conf(mode);
-                self.keep_upstream().await;
+                if let Err(e) = self.drop_stale_slots(&vitals).await {
+                    warn!("can't drop a slot of an earlier life: {e:#}");
+                }
                 self.note_silence(&vitals);
             }
+            // Between the promotion and the agent's word of it.
+            Mode::Standby if self.agent.server.leads() => return,
             Mode::Standby => {
                 // A client that tries every host of the application's URI would take it for the primary.
                 self.stop_postgres("it was promoted, but the store names another primary");
@@ -70,9 +70,6 @@ impl Manager {
         let Some(Ok(programs)) = &self.programs else {
             return Ok(false);
         };
-        if mode != Mode::Standby {
-            self.tend.rule = self.wanted_rule();
-        }
         let text = settings::render(&Input {
             major: programs.major,
             instance: &self.config.instance,
@@ -82,8 +79,6 @@ impl Manager {
             },
             port: self.config.port,
             run: &self.config.run,
-            // Also on a standby: promoted, it must not acknowledge a commit before the rule is in force.
-            sync: &self.wanted_rule().render(),
             detection_seconds: self.detection(),
             volume_bytes: self.space.1,
             user: &self.parameters,
@@ -129,20 +124,6 @@ impl Manager {
             .iter()
             .map(|(name, since)| (name.clone(), since.elapsed()))
             .collect()
-    }
-
-    fn wanted_rule(&self) -> sync::Rule {
-        let durability = self
-            .store
-            .as_ref()
-            .map_or(Durability::Required, |s| s.spec.durability);
-        sync::rule(
-            durability,
-            &self.config.store,
-            &self.others(),
-            &self.streaming(),
-            &self.tend.rule,
-        )
     }
 
     fn note_streaming(&mut self, vitals: &vitals::Vitals) {
@@ -249,49 +230,26 @@ impl Manager {
 
     // --- standby
 
-    async fn keep_upstream(&mut self) {
-        let (Some(store), Some(certificate)) = (&self.store, &self.certificate) else {
-            return;
-        };
-        let wanted = store::upstream(store, &self.config.instance, self.config.port);
-        let Some(wanted) = wanted.filter(|w| self.tend.upstream.as_ref() != Some(w)) else {
-            return;
-        };
-        let Some(postgres) = &self.postgres else {
-            return;
-        };
-        // To another instance only after the old one is certainly cut off: it must not get one more
-        // acknowledgement from here.
-        if self
+    /// A slot that this instance filled when it was primary holds WAL back for nobody.
+    async fn drop_stale_slots(&mut self, vitals: &vitals::Vitals) -> anyhow::Result<()> {
+        let due = self
             .tend
-            .upstream
-            .as_ref()
-            .is_some_and(|now| now.name != wanted.name)
-        {
-            match receiver::cut(&self.config.run, postgres.pid(), CUT_LIMIT).await {
-                Ok(took) => {
-                    info!(milliseconds = took.as_millis(), "cut off the old upstream");
-                    // Else a rotated certificate would give the key back, and a return to the old one be
-                    // taken for done.
-                    self.tend.upstream = None;
-                }
-                Err(e) => {
-                    warn!("{e:#}: stops PostgreSQL instead");
-                    postgres.stop(Stop::Immediate);
-                    return;
-                }
+            .stale_slots
+            .is_none_or(|at| at.elapsed() >= SLOT_GRACE);
+        let Some(session) = self.session.as_ref().filter(|_| due) else {
+            return Ok(());
+        };
+        self.tend.stale_slots = Some(Instant::now());
+        for slot in vitals.slots.iter().filter(|s| !s.active && s.reserves) {
+            if is_instance_slot(&self.config.store, &slot.name) {
+                info!(
+                    slot = slot.name,
+                    "drops a slot of an earlier life as primary"
+                );
+                drop_slot(session, &slot.name).await?;
             }
         }
-        let timeout = settings::replication_timeout(self.detection());
-        let run = &self.config.run;
-        match receiver::follow(run, certificate, &wanted, &self.config.instance, timeout) {
-            Ok(()) => {
-                info!(upstream = wanted.name, address = %wanted.address, "follows");
-                postgres.reload();
-                self.tend.upstream = Some(wanted);
-            }
-            Err(e) => warn!("can't set the upstream: {e}"),
-        }
+        Ok(())
     }
 
     /// Notices a standby whose WAL is gone on the primary: it would ask for it for ever.
@@ -311,14 +269,13 @@ impl Manager {
         if since.elapsed() >= SAY_WHY_AFTER {
             self.tend.trouble = self.signs.last_fatal();
         }
-        if self.signs.wal_gone()
-            && self.tend.stranded.is_none()
-            && since.elapsed() >= self.config.timing.stranded_after
+        // Only of the primary that serves now: a copy isn't given up for the words of one that is gone.
+        let follows = self.agent.view.borrow().following.is_some();
+        if self.signs.wal_gone() && follows && since.elapsed() >= self.config.timing.stranded_after
         {
-            let why =
-                "the primary no longer has the WAL that this standby needs: it is cloned anew";
-            warn!("{why}");
-            self.tend.stranded = Some(why.to_owned());
+            warn!("the primary no longer has the WAL that this standby needs: it is copied anew");
+            self.signs.clear_wal_gone();
+            let _ = self.agent.input.send(super::agent::Input::Stranded);
         }
     }
 }

@@ -61,6 +61,23 @@ impl Certificate {
         Ok(if once()? == first { first } else { None })
     }
 
+    /// The authority's certificates, PEM.
+    #[must_use]
+    pub fn ca(&self) -> &[u8] {
+        &self.ca
+    }
+
+    /// The certificate, PEM.
+    #[must_use]
+    pub fn cert(&self) -> &[u8] {
+        &self.cert
+    }
+
+    /// Its private key, PEM. For whoever speaks TLS with it; never to be logged or kept.
+    pub(super) fn key(&self) -> &[u8] {
+        &self.key
+    }
+
     /// Writes the server's copies.
     ///
     /// # Errors

@@ -42,6 +42,8 @@ pub struct Slot {
     pub active: bool,
     /// Whether the WAL that it stood for is gone.
     pub lost: bool,
+    /// Whether it holds WAL back.
+    pub reserves: bool,
 }
 
 /// A receiver.
@@ -67,7 +69,8 @@ const REPLICAS: &str = "SELECT application_name, coalesce(state, 'startup'), coa
     coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn), 0)::bigint, \
     extract(epoch FROM flush_lag)::float8 FROM pg_stat_replication ORDER BY 1";
 
-const SLOTS: &str = "SELECT slot_name::text, active, coalesce(wal_status = 'lost', false) \
+const SLOTS: &str = "SELECT slot_name::text, active, coalesce(wal_status = 'lost', false), \
+    restart_lsn IS NOT NULL \
     FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary ORDER BY 1";
 
 const RECEIVER: &str = "SELECT status, coalesce(sender_host, ''), \
@@ -155,13 +158,14 @@ async fn read(session: &Session) -> anyhow::Result<Vitals> {
                 lag_seconds: row.try_get(4)?,
             });
         }
-        for row in client.query(&queries.slots, &[]).await? {
-            vitals.slots.push(Slot {
-                name: row.try_get(0)?,
-                active: row.try_get(1)?,
-                lost: row.try_get(2)?,
-            });
-        }
+    }
+    for row in client.query(&queries.slots, &[]).await? {
+        vitals.slots.push(Slot {
+            name: row.try_get(0)?,
+            active: row.try_get(1)?,
+            lost: row.try_get(2)?,
+            reserves: row.try_get(3)?,
+        });
     }
     Ok(vitals)
 }

@@ -8,14 +8,15 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use domicile::api::PrivacyDataStore;
-use domicile::api::privacy_data_store::InstanceStatus;
+use domicile::api::privacy_data_store::{InstanceRole, InstanceStatus};
 use domicile::instance::config::Timing;
 use domicile::instance::postmaster::Stop;
 use domicile::instance::status::Status;
@@ -33,9 +34,10 @@ pub const PORT: u16 = 15432;
 pub const PASSWORD: &str = "it's a \\ \"secret\" é";
 
 /// PostgreSQL refuses to run as root, so the whole test process becomes its Debian user.
-fn drop_root() {
+pub fn drop_root() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        program();
         if nix::unistd::geteuid().is_root() {
             let user = nix::unistd::User::from_name("postgres")
                 .unwrap()
@@ -83,6 +85,13 @@ pub fn bin() -> PathBuf {
         .map(|n| PathBuf::from(format!("/usr/lib/postgresql/{n}/bin")))
         .find(|d| d.join("postgres").exists())
         .expect("PostgreSQL 15 to 18: install the package postgresql")
+}
+
+/// The program, also for a test process that has become another user since and can't reach its path any more.
+pub fn program() -> PathBuf {
+    static PROGRAM: OnceLock<std::fs::File> = OnceLock::new();
+    let file = PROGRAM.get_or_init(|| std::fs::File::open(env!("CARGO_BIN_EXE_domicile")).unwrap());
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// Polls until it holds.
@@ -164,7 +173,7 @@ impl Bed {
                 "postgres": {"parameters": {"shared_buffers": "16MB"}},
             },
             "status": {"primary": "s-1", "term": 1,
-                       "instances": (1..=instances).map(|i| serde_json::json!({"name": format!("s-{i}")}))
+                       "instances": (1..=instances).map(|i| serde_json::json!({"name": format!("s-{i}"), "mayBePrimary": true}))
                            .collect::<Vec<_>>()},
         }))
         .unwrap();
@@ -266,6 +275,8 @@ impl Bed {
             listen: address.to_string(),
             port: PORT,
             http: SocketAddr::new(address, 18008),
+            peers: SocketAddr::new(address, 18009),
+            program: program(),
             timing: Timing {
                 tick: Duration::from_millis(200),
                 starting_tick: Duration::from_millis(50),
@@ -353,22 +364,42 @@ fn broadcast(object: &Mutex<PrivacyDataStore>, views: &Mutex<Views>) {
 fn merge(object: &Mutex<PrivacyDataStore>, wish: &Wish) -> bool {
     let mut object = object.lock().unwrap();
     let status = object.status.as_mut().unwrap();
-    match status
+    let changed = match status
         .instances
         .iter_mut()
         .find(|i| i.name == wish.entry.name)
     {
-        Some(entry) if *entry == wish.entry => false,
         Some(entry) => {
-            *entry = wish.entry.clone();
-            true
+            // What the operator says stays.
+            let new = InstanceStatus {
+                may_be_primary: entry.may_be_primary,
+                leaving: entry.leaving,
+                ..wish.entry.clone()
+            };
+            let differs = *entry != new;
+            *entry = new;
+            differs
         }
         None if wish.create => {
             status.instances.push(wish.entry.clone());
             true
         }
         None => false,
+    };
+    // As the operator: the primary is who says so in the highest term.
+    let leader = status
+        .instances
+        .iter()
+        .filter(|i| i.role == Some(InstanceRole::Primary))
+        .max_by_key(|i| i.term)
+        .map(|i| (i.name.clone(), i.term));
+    if let Some((name, Some(term))) = leader
+        && status.term < Some(term)
+    {
+        status.primary = Some(name);
+        status.term = Some(term);
     }
+    changed
 }
 
 /// A running instance.
@@ -456,6 +487,15 @@ impl Node {
     pub async fn sql(&self, sql: &str) -> Result<String, String> {
         let conninfo = format!(
             "host={} port={PORT} user=postgres dbname=postgres connect_timeout=5",
+            self.config.run.display()
+        );
+        psql(&conninfo, sql).await
+    }
+
+    /// As [`Node::sql`], in another database.
+    pub async fn sql_in(&self, database: &str, sql: &str) -> Result<String, String> {
+        let conninfo = format!(
+            "host={} port={PORT} user=postgres dbname={database} connect_timeout=5",
             self.config.run.display()
         );
         psql(&conninfo, sql).await

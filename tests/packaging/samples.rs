@@ -95,6 +95,8 @@ pub fn refusal(
         certificates: BTreeMap::new(),
         app_secret: None,
         secrets: BTreeMap::new(),
+        told: None,
+        volumes: BTreeMap::new(),
     };
     let problems = match validate::validate(&observed) {
         Ok(lawful) => lawful.problems,

@@ -7,7 +7,7 @@ fn store() -> StoreSeen {
         primary: Some("s-1".into()),
         system_identifier: None,
         any_identifier: false,
-        primary_ready: false,
+        governed: false,
     }
 }
 
@@ -15,7 +15,7 @@ fn known() -> StoreSeen {
     StoreSeen {
         system_identifier: Some("7".into()),
         any_identifier: true,
-        primary_ready: true,
+        governed: true,
         ..store()
     }
 }
@@ -41,8 +41,13 @@ fn seen(me: &str, store: Option<StoreSeen>, content: Content) -> Seen {
         credentials: true,
         parameters_tried: true,
         backing_off: None,
-        stranded: None,
+        duty: Duty::Unknown,
     }
+}
+
+fn with(duty: Duty, mut seen: Seen) -> Seen {
+    seen.duty = duty;
+    seen
 }
 
 fn is_wait(step: &Step) -> bool {
@@ -60,7 +65,11 @@ fn failure(step: &Step) -> &str {
 fn an_empty_volume() {
     let of = |me, store| next(&seen(me, Some(store), Content::Empty));
     assert_eq!(of("s-1", store()), Step::InitDb);
-    assert!(failure(&of("s-1", known())).contains("volume is lost"));
+    let ungoverned = StoreSeen {
+        governed: false,
+        ..known()
+    };
+    assert!(failure(&of("s-1", ungoverned)).contains("volume is lost"));
     // A standby of it has data, even if nobody wrote the store's own identifier yet.
     let reported = StoreSeen {
         any_identifier: true,
@@ -75,14 +84,6 @@ fn an_empty_volume() {
         }
     )));
     assert!(is_wait(&of("s-2", store())));
-    assert_eq!(of("s-2", known()), Step::Clone { replace: false });
-    assert!(is_wait(&of(
-        "s-2",
-        StoreSeen {
-            primary_ready: false,
-            ..known()
-        }
-    )));
     assert!(is_wait(&next(&seen("s-1", None, Content::Empty))));
     assert!(is_wait(&of(
         "s-1",
@@ -91,50 +92,57 @@ fn an_empty_volume() {
             ..store()
         }
     )));
+    // Whoever was the first: once the instances agree on another, its lost volume is a copy to be made anew.
+    for me in ["s-1", "s-2"] {
+        let copy = |ready| {
+            let duty = Duty::Copy { ready };
+            next(&with(duty, seen(me, Some(known()), Content::Empty)))
+        };
+        assert_eq!(copy(true), Step::Clone { replace: false });
+        assert!(is_wait(&copy(false)));
+    }
 }
 
 #[test]
 fn a_volume_with_data() {
-    let of = |me, store, content| next(&seen(me, Some(store), content));
-    assert_eq!(
-        of("s-1", store(), cluster("7", false)),
-        Step::Start(Mode::Founding)
-    );
-    assert_eq!(
-        of("s-1", known(), cluster("7", false)),
-        Step::Start(Mode::Primary)
-    );
-    assert_eq!(
-        of("s-2", known(), cluster("7", true)),
-        Step::Start(Mode::Standby)
-    );
+    let of = |me, store, content| next(&with(Duty::Standby, seen(me, Some(store), content)));
+    for standby in [false, true] {
+        assert_eq!(
+            of("s-1", known(), cluster("7", standby)),
+            Step::Start(Mode::Standby),
+            "whatever it was before"
+        );
+    }
     assert!(failure(&of("s-1", known(), cluster("8", false))).contains("another database cluster"));
-    assert!(failure(&of("s-2", known(), cluster("8", true))).contains("another database cluster"));
-    assert!(failure(&of("s-1", known(), cluster("7", true))).contains("standby's copy"));
-    assert!(failure(&of("s-2", known(), cluster("7", false))).contains("was a primary's"));
     assert!(failure(&of("s-1", known(), Content::Unusable("no".into()))).contains("no"));
-    let mut other = seen("s-1", Some(known()), cluster("7", false));
+    let mut other = with(
+        Duty::Standby,
+        seen("s-1", Some(known()), cluster("7", false)),
+    );
     other.programs = Programs::Major(18);
     assert!(failure(&next(&other)).contains("PostgreSQL 17, but the image has PostgreSQL 18"));
+    // Its memory of votes is gone, and the others have gone on: no first voter a second time.
+    assert_eq!(
+        next(&seen("s-1", Some(known()), cluster("7", false))),
+        Step::Start(Mode::Standby)
+    );
 }
 
 #[test]
 fn without_the_api_server_what_was_serves_again() {
-    let remembered = StoreSeen {
-        source: Source::Remembered,
-        ..known()
-    };
-    assert_eq!(
-        next(&seen("s-1", Some(remembered.clone()), cluster("7", false))),
-        Step::Start(Mode::Primary)
-    );
-    assert_eq!(
-        next(&seen("s-2", Some(remembered), cluster("7", true))),
-        Step::Start(Mode::Standby)
-    );
+    for source in [Source::Remembered, Source::Asking] {
+        let store = StoreSeen { source, ..known() };
+        assert_eq!(
+            next(&with(
+                Duty::Standby,
+                seen("s-1", Some(store), cluster("7", false))
+            )),
+            Step::Start(Mode::Standby)
+        );
+    }
     let asking = StoreSeen {
         source: Source::Asking,
-        ..known()
+        ..store()
     };
     assert!(is_wait(&next(&seen(
         "s-1",
@@ -148,15 +156,36 @@ fn a_founding_primary_opens_once_the_store_knows_it() {
     let mut s = seen("s-1", Some(store()), cluster("7", false));
     s.process = Process::Running(Mode::Founding);
     assert_eq!(next(&s), Step::Serve(Mode::Founding));
-    s.store = Some(known());
+    s.store = Some(StoreSeen {
+        governed: false,
+        ..known()
+    });
+    assert_eq!(next(&s), Step::Found);
+    s.process = Process::Stopped;
+    assert_eq!(
+        next(&s),
+        Step::Found,
+        "also one from before there were votes"
+    );
+    s.duty = Duty::Standby;
+    s.process = Process::Running(Mode::Founding);
     assert!(matches!(next(&s), Step::Stop(_)));
     s.process = Process::Stopped;
-    assert_eq!(next(&s), Step::Start(Mode::Primary));
+    assert_eq!(next(&s), Step::Start(Mode::Standby));
+    s.duty = Duty::Primary;
+    assert!(is_wait(&next(&s)), "never started as a primary");
+    for mode in [Mode::Standby, Mode::Primary] {
+        s.process = Process::Running(mode);
+        assert_eq!(next(&s), Step::Serve(mode));
+    }
 }
 
 #[test]
 fn a_running_server_is_not_taken_down_for_what_only_a_start_needs() {
-    let mut s = seen("s-1", Some(known()), cluster("7", false));
+    let mut s = with(
+        Duty::Primary,
+        seen("s-1", Some(known()), cluster("7", false)),
+    );
     s.process = Process::Running(Mode::Primary);
     s.programs = Programs::Major(18);
     s.certificate = false;
@@ -168,17 +197,14 @@ fn a_running_server_is_not_taken_down_for_what_only_a_start_needs() {
     );
     s.store = None;
     assert_eq!(next(&s), Step::Serve(Mode::Primary));
-    s.store = Some(StoreSeen {
-        primary: Some("s-2".into()),
-        ..known()
-    });
-    assert!(matches!(next(&s), Step::Stop(_)), "two primaries");
 }
 
 #[test]
-fn a_stranded_standby_is_cloned_anew_when_the_primary_serves() {
-    let mut s = seen("s-2", Some(known()), cluster("7", true));
-    s.stranded = Some("the primary has removed the WAL it needs".into());
+fn a_copy_that_does_not_count_is_replaced_when_somebody_serves() {
+    let mut s = with(
+        Duty::Copy { ready: true },
+        seen("s-2", Some(known()), cluster("7", true)),
+    );
     s.process = Process::Running(Mode::Standby);
     assert!(matches!(next(&s), Step::Stop(_)));
     s.process = Process::Stopped;
@@ -186,11 +212,19 @@ fn a_stranded_standby_is_cloned_anew_when_the_primary_serves() {
     s.leftover = true;
     assert_eq!(next(&s), Step::ClearLeftover);
     s.leftover = false;
-    s.store = Some(StoreSeen {
-        primary_ready: false,
-        ..known()
-    });
-    assert_eq!(next(&s), Step::Start(Mode::Standby));
+    s.duty = Duty::Copy { ready: false };
+    assert!(is_wait(&next(&s)));
+    s.process = Process::Running(Mode::Standby);
+    assert_eq!(next(&s), Step::Serve(Mode::Standby));
+}
+
+#[test]
+fn a_fenced_instance_is_stopped() {
+    let mut s = with(Duty::Fenced, seen("s-2", Some(known()), cluster("7", true)));
+    s.process = Process::Running(Mode::Standby);
+    assert!(matches!(next(&s), Step::Stop(_)));
+    s.process = Process::Stopped;
+    assert!(is_wait(&next(&s)));
 }
 
 fn any_store() -> impl Strategy<Value = StoreSeen> {
@@ -214,12 +248,12 @@ fn any_store() -> impl Strategy<Value = StoreSeen> {
         any::<bool>(),
     )
         .prop_map(
-            |(source, primary, system_identifier, any_identifier, primary_ready)| StoreSeen {
+            |(source, primary, system_identifier, any_identifier, governed)| StoreSeen {
                 source,
                 primary,
                 any_identifier: any_identifier || system_identifier.is_some(),
                 system_identifier,
-                primary_ready,
+                governed,
             },
         )
 }
@@ -267,13 +301,19 @@ fn any_seen() -> impl Strategy<Value = Seen> {
             any::<bool>(),
             any::<bool>(),
             proptest::option::of(Just(("x".to_owned(), Duration::from_secs(1)))),
-            proptest::option::of(Just("lost".to_owned())),
+            prop_oneof![
+                Just(Duty::Unknown),
+                Just(Duty::Standby),
+                Just(Duty::Primary),
+                any::<bool>().prop_map(|ready| Duty::Copy { ready }),
+                Just(Duty::Fenced),
+            ],
         ),
     )
         .prop_map(
             |(
                 (store, content, leftover, programs, process),
-                (job, certificate, credentials, parameters_tried, backing_off, stranded),
+                (job, certificate, credentials, parameters_tried, backing_off, duty),
             )| Seen {
                 me: "s-1".into(),
                 store,
@@ -286,7 +326,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
                 credentials,
                 parameters_tried,
                 backing_off,
-                stranded,
+                duty,
             },
         )
 }
@@ -313,18 +353,24 @@ proptest! {
                 prop_assert_eq!(s.content, Content::Empty);
             }
             Step::Clone { replace } => {
-                prop_assert!(!primary && !running && !foreign && identifier.is_some());
+                prop_assert!(!running && !foreign && identifier.is_some());
+                prop_assert_eq!(s.duty, Duty::Copy { ready: true });
                 prop_assert_eq!(replace, s.content != Content::Empty);
-                prop_assert!(!replace || s.stranded.is_some());
                 prop_assert!(!s.leftover);
             }
             Step::Start(mode) => {
                 prop_assert!(!running && !foreign && !s.leftover);
-                prop_assert_eq!(primary, mode != Mode::Standby);
+                prop_assert!(mode != Mode::Primary, "a primary is promoted, never started");
                 prop_assert!(matches!(&s.content, Content::Cluster(c)
-                    if Programs::Major(c.major) == s.programs && c.standby == (mode == Mode::Standby)));
-                prop_assert!(mode != Mode::Primary || identifier.is_some(),
-                    "open to clients before the store knows it");
+                    if Programs::Major(c.major) == s.programs));
+                if mode == Mode::Founding {
+                    prop_assert!(primary && identifier.is_none());
+                    prop_assert!(s.duty == Duty::Unknown && store.is_some_and(|x| !x.governed));
+                }
+            }
+            Step::Found => {
+                prop_assert!(primary && identifier.is_some() && !foreign);
+                prop_assert!(s.duty == Duty::Unknown && store.is_some_and(|x| !x.governed));
             }
             Step::Serve(mode) => prop_assert_eq!(s.process, Process::Running(mode)),
             Step::Stop(_) => prop_assert!(running),

@@ -17,7 +17,6 @@ fn rendered(major: u32, user: &BTreeMap<String, String>, floors: &BTreeMap<Strin
         listen: "*",
         port: 5432,
         run: Path::new("/run/domicile"),
-        sync: "ANY 1 (\"s-2\")",
         detection_seconds: 3,
         volume_bytes: 10 * 1024 * MEGABYTE,
         user,
@@ -129,7 +128,8 @@ fn a_standby_has_at_least_what_its_primary_had() {
 fn the_upstream_file() {
     assert_eq!(
         upstream(None, "s_2"),
-        "# Written by Domicile; changes are overwritten.\nprimary_conninfo = ''\nprimary_slot_name = ''\n"
+        "# Written by Domicile; changes are overwritten.\nprimary_conninfo = ''\nprimary_slot_name = ''\n\
+         max_standby_streaming_delay = 0\nmax_standby_archive_delay = 0\n"
     );
     let up = Upstream {
         name: "s-1".into(),

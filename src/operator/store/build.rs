@@ -358,6 +358,7 @@ fn container(store: &PrivacyDataStore, instance: &str) -> Value {
         "ports": [
             { "name": "postgres", "containerPort": names::POSTGRES_PORT, "protocol": "TCP" },
             { "name": names::HTTP_PORT_NAME, "containerPort": names::HTTP_PORT, "protocol": "TCP" },
+            { "name": names::PEER_PORT_NAME, "containerPort": names::PEER_PORT, "protocol": "TCP" },
         ],
         // A clone of a large store takes hours: the manager says for itself whether it still makes progress.
         "startupProbe": { "httpGet": probe("/startupz"), "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 600 },

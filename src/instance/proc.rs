@@ -1,0 +1,171 @@
+//! Processes as `/proc` shows them.
+//!
+//! Owns how one is told from a later one of the same number, and how a parent's children are found.
+//! Never: waits, or takes a zombie for a process that can still do something.
+
+use std::io;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A process, told apart from a later one of the same number by its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Proc {
+    /// Its number.
+    pub pid: i32,
+    /// When it started, in the kernel's ticks since the machine did.
+    pub started: u64,
+}
+
+/// What `/proc/PID/stat` says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// `R`, `S`, `D`, `T`, `Z`, …
+    pub state: char,
+    /// Its parent's number.
+    pub parent: i32,
+    /// When it started.
+    pub started: u64,
+}
+
+impl Stat {
+    /// Whether it has ended and only waits to be waited for: its memory and its sockets are gone.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+}
+
+impl Proc {
+    /// The process that has this number now.
+    #[must_use]
+    pub fn of(pid: u32) -> Option<Self> {
+        let pid = i32::try_from(pid).ok()?;
+        Some(Self {
+            pid,
+            started: stat(pid)?.started,
+        })
+    }
+
+    /// What it's doing, if it is still there: a zombie is, another process under its number isn't.
+    #[must_use]
+    pub fn stat(&self) -> Option<Stat> {
+        stat(self.pid).filter(|s| s.started == self.started)
+    }
+
+    /// Whether it can still do something.
+    #[must_use]
+    pub fn alive(&self) -> bool {
+        self.stat().is_some_and(|s| !s.ended())
+    }
+
+    /// Sends it a signal, if it is still there.
+    ///
+    /// # Errors
+    /// If this process isn't allowed to.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        // Between the look and the signal the number could pass to another only if the kernel went through all
+        // its numbers in these microseconds. 0 and below would mean whole groups of processes.
+        if self.pid <= 0 || !self.alive() {
+            return Ok(());
+        }
+        match kill(Pid::from_raw(self.pid), signal) {
+            Err(Errno::ESRCH) | Ok(()) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// Lets a postmaster read its configuration again. Not in its first moment, before it has a handler for that: it would
+/// end. It reads the configuration then anyway.
+pub fn reload(postmaster: i32) {
+    if postmaster > 0 && catches(postmaster, Signal::SIGHUP) {
+        let _ = kill(Pid::from_raw(postmaster), Signal::SIGHUP);
+    }
+}
+
+/// Whether a process has a handler for a signal.
+fn catches(pid: i32, signal: Signal) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return false;
+    };
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigCgt:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & (1 << (signal as i32 - 1)) != 0)
+}
+
+/// What `/proc/PID/stat` says.
+#[must_use]
+pub fn stat(pid: i32) -> Option<Stat> {
+    parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse(text: &str) -> Option<Stat> {
+    // The name stands in parentheses and may itself contain some.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some(Stat {
+        state: fields.next()?.chars().next()?,
+        parent: fields.next()?.parse().ok()?,
+        started: fields.nth(17)?.parse().ok()?,
+    })
+}
+
+/// Every process there is, zombies included. One that lives throughout the call is among them; one that begins
+/// during it may be missing.
+///
+/// # Errors
+/// If `/proc` can't be read.
+pub fn all() -> io::Result<Vec<(Proc, Stat)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|n| n.parse::<i32>().ok()) else {
+            continue;
+        };
+        // One that is gone by now is none.
+        if let Some(stat) = stat(pid) {
+            let started = stat.started;
+            found.push((Proc { pid, started }, stat));
+        }
+    }
+    Ok(found)
+}
+
+/// Its command line, or the title it gave itself; empty for a zombie.
+#[must_use]
+pub fn title(pid: i32) -> Option<Vec<u8>> {
+    std::fs::read(format!("/proc/{pid}/cmdline")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_stat_can_be_read() {
+        let me = Proc::of(std::process::id()).unwrap();
+        let stat = me.stat().unwrap();
+        assert_eq!(stat.parent, nix::unistd::getppid().as_raw());
+        assert!(me.started > 0 && me.alive());
+        assert!(all().unwrap().iter().any(|(p, _)| *p == me));
+        let earlier = Proc {
+            started: me.started - 1,
+            ..me
+        };
+        assert_eq!(earlier.stat(), None);
+        // Would end this test otherwise.
+        earlier.signal(Signal::SIGKILL).unwrap();
+    }
+
+    #[test]
+    fn a_name_may_contain_anything() {
+        let text = "7 (a) R 1) Z 42 0 0 0 0 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
+        let stat = parse(text).unwrap();
+        assert_eq!((stat.parent, stat.started), (42, 4711));
+        assert!(stat.ended());
+        assert_eq!(parse("7 (a) R"), None);
+    }
+}
