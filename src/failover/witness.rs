@@ -21,7 +21,7 @@ pub struct Register<I: Id> {
     pub coordinator: Option<I>,
     /// The latest configuration accepted.
     pub configuration: Option<Configuration<I>>,
-    /// The latest heartbeat written there: its term and number.
+    /// The latest heartbeat written there, or the latest term accepted: its term and number.
     pub beat: (Term, u64),
 }
 
@@ -129,6 +129,8 @@ impl<I: Id> Register<I> {
             self.promised = new.term;
             self.coordinator = Some(new.primary.clone());
             self.configuration = Some(new.clone());
+            // The new primary's first lease counts from when it asked.
+            self.beat = self.beat.max((new.term, 0));
         }
         acceptable
     }
