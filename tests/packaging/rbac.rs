@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{find, kustomize, read, samples};
 
 /// What the code uses: group, resource, verbs, where. A call that is added or removed changes this line.
-const USED: [(&str, &str, &str, &str); 21] = [
+const USED: [(&str, &str, &str, &str); 22] = [
     (
         "domicile.dev",
         "privacydatastores",
@@ -90,6 +90,12 @@ const USED: [(&str, &str, &str, &str); 21] = [
         "serviceaccounts",
         "get list create patch",
         "store/observe, store/apply",
+    ),
+    (
+        "",
+        "configmaps",
+        "get list create patch update",
+        "store/observe, store/apply; update: granted to instances",
     ),
     (
         "discovery.k8s.io",
