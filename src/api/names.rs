@@ -76,6 +76,15 @@ pub fn ro(store: &str) -> String {
     format!("{store}-ro")
 }
 
+/// ConfigMap of the voter that a store with an even number of instances needs beside them.
+#[must_use]
+pub fn witness(store: &str) -> String {
+    format!("{store}-witness")
+}
+
+/// Key of the witness's ConfigMap. Its content is the instances' business.
+pub const WITNESS_KEY: &str = "register";
+
 /// Secret for the application: username, password, database, uri, jdbc-uri, ca.crt.
 #[must_use]
 pub fn app_secret(store: &str) -> String {

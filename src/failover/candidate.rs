@@ -204,6 +204,9 @@ impl<I: Id> Node<I> {
             }
             Role::PreVoting { since, asked, .. } => {
                 if now >= since + self.timing.round {
+                    self.tell(Story::Stuck(
+                        "no majority of the voters answers that the primary is gone",
+                    ));
                     self.retry_later(now);
                 } else if now >= asked + self.timing.retry {
                     self.ask_pre_votes(now);

@@ -55,6 +55,7 @@ impl<I: Id> Primary<I> {
     /// The next change, if one is due.
     fn due_change(
         &self,
+        now: Millis,
         me: &I,
         wish: Option<&Wish<I>>,
         timing: &super::Timing,
@@ -97,30 +98,44 @@ impl<I: Id> Primary<I> {
             new.may_be_primary = may;
             return Some(new);
         }
-        let joining = wish
-            .voters
-            .difference(&old.voters)
-            .find(|id| wish.witness.as_ref() == Some(*id) || self.streaming.contains_key(*id));
-        if let Some(id) = joining {
+        let joining = wish.voters.difference(&old.voters).filter(|id| {
+            if wish.witness.as_ref() == Some(*id) {
+                // Never two of them, and not beside a primary that is still alone: it would depend on it.
+                old.witness.is_none() && old.copies().count().is_multiple_of(2)
+            } else {
+                self.streaming.contains_key(*id)
+            }
+        });
+        let joined = joining.map(|id| {
+            let mut new = new.clone();
             new.voters.insert(id.clone());
             if wish.witness.as_ref() == Some(id) {
                 new.witness = Some(id.clone());
             }
-            return Some(new);
-        }
+            new
+        });
         let leaving = old
             .voters
             .difference(&wish.voters)
-            .find(|id| *id != me && !old.sync.members.contains(*id));
-        if let Some(id) = leaving.filter(|_| !wish.voters.is_empty()) {
+            .filter(|id| *id != me && !old.sync.members.contains(*id) && !wish.voters.is_empty());
+        let left = leaving.map(|id| {
+            let mut new = new.clone();
             new.voters.remove(id);
             new.may_be_primary.remove(id);
             if new.witness.as_ref() == Some(id) {
                 new.witness = None;
             }
-            return Some(new);
-        }
-        None
+            new
+        });
+        // A change that was sent can't be withdrawn: one without a majority at hand would end the lease.
+        let mut at_hand: BTreeSet<I> = self
+            .answered
+            .iter()
+            .filter(|(_, at)| now < **at + timing.lease / 2)
+            .map(|(id, _)| id.clone())
+            .collect();
+        at_hand.insert(me.clone());
+        joined.chain(left).find(|new| new.majority(&at_hand))
     }
 }
 
@@ -190,6 +205,7 @@ impl<I: Id> Node<I> {
         }
         let Some(change) = &primary.change else {
             if let Some(to) = primary.due_change(
+                now,
                 &self.me,
                 self.wish.as_ref(),
                 &self.timing,
@@ -362,10 +378,102 @@ impl<I: Id> Node<I> {
             return;
         }
         let to = change.to.clone();
-        primary.committed = to.clone();
+        primary.commit(to.clone());
         primary.change = None;
-        primary.due = 0;
         self.enforce(&to.sync);
         self.tick_primary(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const W: u8 = 90;
+    const X: u8 = 91;
+
+    fn set(of: &[u8]) -> BTreeSet<u8> {
+        of.iter().copied().collect()
+    }
+
+    fn wish(voters: &[u8], witness: Option<u8>) -> Wish<u8> {
+        Wish {
+            voters: set(voters),
+            witness,
+            may_be_primary: set(&[1]),
+            durability: Durability::Required,
+        }
+    }
+
+    /// Primary 1 of these voters, of whom these have just answered, and stream unless they're a witness.
+    fn next(voters: &[u8], answering: &[u8], wish: &Wish<u8>) -> Option<BTreeSet<u8>> {
+        let voters = set(voters);
+        let witness = voters.iter().copied().find(|v| *v >= W);
+        let mut committed = Configuration {
+            term: 1,
+            version: 1,
+            primary: 1,
+            voters,
+            witness,
+            sync: Rule::default(),
+            durability: Durability::Required,
+            may_be_primary: set(&[1]),
+        };
+        committed.sync.acks = committed.acks(0);
+        let mut primary = Primary::new(committed, &set(answering), 10_000, 0);
+        primary.streaming = answering
+            .iter()
+            .filter(|id| **id < W)
+            .map(|id| {
+                let streaming = Streaming {
+                    flushed: 0,
+                    since: 0,
+                };
+                (*id, streaming)
+            })
+            .collect();
+        let timing = crate::failover::Timing::new(3_000);
+        let to = primary.due_change(10_100, &1, Some(wish), &timing, false)?;
+        assert_eq!(
+            to.witness,
+            to.voters.iter().copied().find(|v| *v >= W),
+            "{to:?}"
+        );
+        assert!(to.voters.iter().filter(|v| **v >= W).count() < 2, "{to:?}");
+        Some(to.voters)
+    }
+
+    #[test]
+    fn a_witness_joins_two_and_not_one() {
+        let two = wish(&[1, 2, W], Some(W));
+        assert_eq!(next(&[1], &[], &two), None);
+        assert_eq!(next(&[1], &[2], &two), Some(set(&[1, 2])));
+        assert_eq!(next(&[1, 2], &[2], &two), Some(set(&[1, 2, W])));
+        assert_eq!(next(&[1, 2, W], &[2], &two), None);
+    }
+
+    #[test]
+    fn another_witness_takes_the_place_of_the_first_one_change_at_a_time() {
+        let other = wish(&[1, 2, X], Some(X));
+        assert_eq!(next(&[1, 2, W], &[2], &other), Some(set(&[1, 2])));
+        assert_eq!(next(&[1, 2], &[2], &other), Some(set(&[1, 2, X])));
+    }
+
+    #[test]
+    fn a_third_instance_takes_the_place_of_the_witness() {
+        let three = wish(&[1, 2, 3], None);
+        assert_eq!(next(&[1, 2, W], &[2, 3], &three), Some(set(&[1, 2, 3, W])));
+        assert_eq!(next(&[1, 2, 3, W], &[2, 3], &three), Some(set(&[1, 2, 3])));
+    }
+
+    #[test]
+    fn no_change_goes_where_the_majority_is_not_at_hand() {
+        let one = wish(&[1], None);
+        // The witness wasn't asked for long; the instance that leaves is still there.
+        assert_eq!(next(&[1, 2, W], &[2], &one), Some(set(&[1, 2])));
+        assert_eq!(next(&[1, 2], &[2], &one), Some(set(&[1])));
+        // It is gone, and the witness carries the lease.
+        assert_eq!(next(&[1, 2, W], &[W], &one), Some(set(&[1, W])));
+        assert_eq!(next(&[1, W], &[W], &one), Some(set(&[1])));
     }
 }

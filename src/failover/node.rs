@@ -421,6 +421,17 @@ impl<I: Id> Node<I> {
         self.gone == Some(configuration.term) || now >= self.heard + self.timing.detection
     }
 
+    /// The witness, if the primary hasn't been heard for two heartbeats: whoever looks at it now needn't watch
+    /// it for the whole detection time once the primary counts as dead. Before, nobody needs to.
+    #[must_use]
+    pub fn doubts(&self, now: Millis) -> Option<&I> {
+        let configuration = self.durable.configuration.as_ref()?;
+        let follows =
+            configuration.primary != self.me && configuration.may_be_primary.contains(&self.me);
+        let unheard = now >= self.heard + self.timing.heartbeat * 2;
+        (follows && unheard).then_some(configuration.witness.as_ref())?
+    }
+
     /// Whether the primary of `term` is known to be down, by a sign and not by silence: so that whoever acts
     /// for the witness needn't wait either.
     #[must_use]

@@ -25,6 +25,8 @@ pub struct Primary<I: Id> {
     pub informed: BTreeSet<I>,
     /// When each recent heartbeat was sent.
     pub sent: BTreeMap<u64, Millis>,
+    /// Whether the witness has answered a heartbeat with the present configuration; and the first that has it.
+    pub witnessed: (bool, u64),
     /// The next heartbeat's number.
     pub seq: u64,
     /// When it's due.
@@ -79,6 +81,7 @@ impl<I: Id> Primary<I> {
             change: None,
             informed: BTreeSet::new(),
             sent: BTreeMap::new(),
+            witnessed: (false, 1),
             seq: 1,
             due: 0,
             position,
@@ -90,14 +93,35 @@ impl<I: Id> Primary<I> {
         }
     }
 
-    /// Since when a majority has been with this primary: the lease counts from there.
-    fn supported(&self, me: &I, now: Millis, of: &Configuration<I>) -> Millis {
+    /// A configuration has its majority.
+    pub(super) fn commit(&mut self, new: Configuration<I>) {
+        self.committed = new;
+        self.witnessed = (false, self.seq);
+        self.due = 0;
+    }
+
+    /// Whether a heartbeat to the witness is worth a write: it doesn't know the configuration yet, without
+    /// which it can't tell a primary's end when it's told of it; or the others alone don't carry the lease.
+    fn needs_witness(&self, me: &I, now: Millis, lease: Millis) -> bool {
+        let others = |c: &Configuration<I>| self.supported(me, now, c, c.witness.as_ref());
+        let mut since = others(&self.committed);
+        if let Some(proposed) = self.proposed() {
+            since = since.min(others(proposed));
+        }
+        !self.witnessed.0 || now >= since + lease / 2
+    }
+
+    /// Since when a majority has been with this primary: the lease counts from there. `without`: whose answers
+    /// don't count.
+    fn supported(&self, me: &I, now: Millis, of: &Configuration<I>, without: Option<&I>) -> Millis {
         let mut times: Vec<Millis> = of
             .voters
             .iter()
             .map(|v| {
                 if v == me {
                     now
+                } else if without == Some(v) {
+                    0
                 } else {
                     self.answered.get(v).copied().unwrap_or(0)
                 }
@@ -120,10 +144,10 @@ impl<I: Id> Node<I> {
         let Role::Primary(primary) = &self.role else {
             return;
         };
-        let mut supported = primary.supported(&self.me, now, &primary.committed);
+        let mut supported = primary.supported(&self.me, now, &primary.committed, None);
         // An election could go by either as soon as the new one was sent.
         if let Some(proposed) = primary.proposed() {
-            supported = supported.min(primary.supported(&self.me, now, proposed));
+            supported = supported.min(primary.supported(&self.me, now, proposed, None));
         }
         let until = supported + self.timing.lease;
         if now >= until {
@@ -144,6 +168,8 @@ impl<I: Id> Node<I> {
         let heartbeat = self.timing.heartbeat;
         let history = self.durable.history.clone();
         let audience = self.audience();
+        let (me, lease) = (self.me.clone(), self.timing.lease);
+        let wished = self.wish.as_ref().and_then(|w| w.witness.clone());
         let Some(primary) = self.primary_mut() else {
             return;
         };
@@ -163,8 +189,18 @@ impl<I: Id> Node<I> {
             history,
             position: primary.position,
         };
+        // Quiet costs nothing: the witness's object is written only while that is of use.
+        let needed = primary.needs_witness(&me, now, lease);
+        let voting = [Some(&primary.committed), primary.proposed()]
+            .into_iter()
+            .flatten()
+            .filter_map(|c| c.witness.clone())
+            .collect::<BTreeSet<I>>();
         for peer in audience {
-            self.send(&peer, message.clone());
+            let witness = wished.as_ref() == Some(&peer) || voting.contains(&peer);
+            if !witness || (needed && voting.contains(&peer)) {
+                self.send(&peer, message.clone());
+            }
         }
     }
 
@@ -195,6 +231,9 @@ impl<I: Id> Node<I> {
             }
         } else if let Some(sent) = primary.sent.get(&seq).copied() {
             primary.informed.insert(from.clone());
+            if primary.committed.witness.as_ref() == Some(&from) && seq >= primary.witnessed.1 {
+                primary.witnessed.0 = true;
+            }
             let answered = primary.answered.entry(from).or_insert(0);
             *answered = sent.max(*answered);
             if late {
@@ -365,8 +404,7 @@ impl<I: Id> Node<I> {
             primary.change = None;
             // Heartbeats of the old term may still be answered; they prove nothing for the new one.
             primary.sent.clear();
-            primary.due = 0;
-            primary.committed = new.clone();
+            primary.commit(new.clone());
             self.enforce(&new.sync);
             self.beat(now);
         }
@@ -462,5 +500,42 @@ impl<I: Id> Node<I> {
             let successor = successor.clone();
             self.send(&peer, Message::Farewell { term, successor });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failover::Durability;
+
+    #[test]
+    fn the_witness_is_written_to_only_while_it_is_needed() {
+        let configuration = Configuration {
+            term: 1,
+            version: 2,
+            primary: 1_u8,
+            voters: BTreeSet::from([1, 2, 9]),
+            witness: Some(9),
+            sync: Rule::default(),
+            durability: Durability::Required,
+            may_be_primary: BTreeSet::from([1, 2]),
+        };
+        let mut primary = Primary::new(configuration.clone(), &BTreeSet::from([1]), 0, 0);
+        primary.answered.insert(2, 10_000);
+        let needs = |p: &Primary<u8>, now| p.needs_witness(&1, now, 2_000);
+        assert!(needs(&primary, 10_001), "it doesn't know who serves");
+        primary.witnessed.0 = true;
+        assert!(!needs(&primary, 10_999));
+        assert!(needs(&primary, 11_000), "half the lease is over");
+        // As long as only its own answer carries the lease.
+        primary.answered.insert(9, 11_900);
+        assert!(needs(&primary, 12_000));
+        primary.answered.insert(2, 11_950);
+        assert!(!needs(&primary, 12_000));
+        primary.commit(Configuration {
+            version: 3,
+            ..configuration
+        });
+        assert!(needs(&primary, 12_000), "it doesn't know the change");
     }
 }

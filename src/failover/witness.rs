@@ -21,7 +21,7 @@ pub struct Register<I: Id> {
     pub coordinator: Option<I>,
     /// The latest configuration accepted.
     pub configuration: Option<Configuration<I>>,
-    /// The latest heartbeat written there: its term and number.
+    /// The latest heartbeat written there, or the latest term accepted: its term and number.
     pub beat: (Term, u64),
 }
 

@@ -1,15 +1,17 @@
 //! The API server: the store's object comes in, this instance's report goes out.
 //!
-//! Owns the client, the watch of the own store, the report under the instance's own field manager, and the
-//! two EndpointSlices. Every call has a deadline; every failure is tried again after a growing pause.
-//! Never: is on the way of anything PostgreSQL does; writes when nothing changed; writes an object of
+//! Owns the client, the watch of the own store, the report under the instance's own field manager, the two
+//! EndpointSlices, and the way to the witness's object (what it holds is `agent::witness`'s). Every call has a deadline; every failure is tried again after a growing pause.
+//! Never: is on the way of anything PostgreSQL does, but of a vote that only the witness can give; writes when nothing changed; writes an object of
 //! another uid, or an EndpointSlice of a later term.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
@@ -46,18 +48,74 @@ pub fn connect(config: &Config) -> (store::Api, JoinSet<()>) {
     let (store_tx, store_rx) = watch::channel(None);
     let (wish_tx, wish_rx) = watch::channel(None);
     let mut tasks = JoinSet::new();
-    tasks.spawn(run(config.clone(), store_tx, store_rx.clone(), wish_rx));
+    let (client_tx, client) = watch::channel(None);
+    let witness = Witness {
+        client,
+        namespace: config.namespace.clone(),
+        name: names::witness(&config.store),
+    };
+    let run = run(
+        config.clone(),
+        client_tx,
+        store_tx,
+        store_rx.clone(),
+        wish_rx,
+    );
+    tasks.spawn(run);
     let api = store::Api {
         store: store_rx,
         wish: wish_tx,
+        witness: Arc::new(witness),
     };
     (api, tasks)
+}
+
+/// The witness's object in the API server. Its deadline is the asker's.
+struct Witness {
+    client: watch::Receiver<Option<Client>>,
+    namespace: String,
+    name: String,
+}
+
+impl std::fmt::Debug for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Witness").field("name", &self.name).finish()
+    }
+}
+
+impl Witness {
+    fn api(&self) -> anyhow::Result<Api<ConfigMap>> {
+        let client = self.client.borrow().clone();
+        let client = client.context("there is no way to the API server yet")?;
+        Ok(Api::namespaced(client, &self.namespace))
+    }
+}
+
+impl store::Shelf for Witness {
+    fn read(&self) -> BoxFuture<'_, anyhow::Result<Option<ConfigMap>>> {
+        async { Ok(self.api()?.get_opt(&self.name).await?) }.boxed()
+    }
+
+    fn replace(&self, object: ConfigMap) -> BoxFuture<'_, anyhow::Result<bool>> {
+        async move {
+            let params = PostParams::default();
+            match self.api()?.replace(&self.name, &params, &object).await {
+                Ok(_) => Ok(true),
+                Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => {
+                    Ok(false)
+                }
+                Err(e) => Err(e.into()),
+            }
+        }
+        .boxed()
+    }
 }
 
 type StoreView = Option<Arc<PrivacyDataStore>>;
 
 async fn run(
     config: Config,
+    client_tx: watch::Sender<Option<Client>>,
     store_tx: watch::Sender<StoreView>,
     store_rx: watch::Receiver<StoreView>,
     wish: watch::Receiver<Option<Wish>>,
@@ -70,6 +128,7 @@ async fn run(
         }
         pause.wait().await;
     };
+    client_tx.send_replace(Some(client.clone()));
     let stores: Api<PrivacyDataStore> = Api::namespaced(client.clone(), &config.namespace);
     let writer = Writer {
         stores: stores.clone(),

@@ -168,7 +168,7 @@ impl Manager {
         });
         let metrics = Arc::new(Metrics::default());
         let children = Children::default();
-        let agent = agent::start(&config, &volume, &children)?;
+        let agent = agent::start(&config, &volume, &children, api.witness.clone())?;
         let view = View {
             published: view,
             metrics: metrics.clone(),

@@ -62,6 +62,19 @@ impl Manager {
         let rule = view.rule.clone();
         let mut notes = self.notes();
         notes.extend(plan::complaint(&self.seen()));
+        let streaming = self.streaming();
+        let configuration = view.configuration.as_ref();
+        let present = configuration
+            .into_iter()
+            .flat_map(|c| &c.sync.members)
+            .filter(|m| streaming.contains_key(*m))
+            .count();
+        let needed = configuration.map_or(0, |c| c.sync.acks);
+        if view.serving && self.vitals.is_some() && present < needed {
+            notes.push(format!(
+                "writes wait: {needed} of the standbys must have each commit, and {present} stream"
+            ));
+        }
         let trouble = self
             .tend
             .trouble
@@ -85,18 +98,11 @@ impl Manager {
             trouble: trouble.as_deref(),
             notes: &notes,
         });
-        let streaming = self.streaming();
         let in_force = self.vitals.as_ref().is_some_and(|v| v.sync_names == rule);
         let is_primary = verdict.role == InstanceRole::Primary;
-        let configuration = view.configuration.as_ref();
         let durable =
             is_primary && configuration.is_some_and(|c| sync::durable(c, in_force, &streaming));
         let status = self.status(&view, &verdict, durable, in_force);
-        let present = configuration
-            .into_iter()
-            .flat_map(|c| &c.sync.members)
-            .filter(|m| streaming.contains_key(*m))
-            .count();
         if let Some(failover) = view.failover.as_ref().filter(|f| f.term > self.told_term) {
             self.told_term = failover.term;
             self.metrics.promoted(failover);

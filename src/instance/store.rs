@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::sync::watch;
 
 use super::plan::{Source, StoreSeen};
@@ -22,6 +24,17 @@ pub struct Api {
     pub store: watch::Receiver<Option<Arc<PrivacyDataStore>>>,
     /// What is to be written.
     pub wish: watch::Sender<Option<Wish>>,
+    /// The witness's object.
+    pub witness: Arc<dyn Shelf>,
+}
+
+/// Where the witness's object is kept.
+pub trait Shelf: Send + Sync + std::fmt::Debug {
+    /// Reads it, as it is now and not as a cache has it; none if there is none.
+    fn read(&self) -> BoxFuture<'_, anyhow::Result<Option<ConfigMap>>>;
+
+    /// Writes it, on the condition that it is still the one read: same uid, same resourceVersion. False if not.
+    fn replace(&self, object: ConfigMap) -> BoxFuture<'_, anyhow::Result<bool>>;
 }
 
 /// What an instance wants the API server to hold.

@@ -6,6 +6,8 @@
 
 #![allow(dead_code)]
 
+pub mod witness;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
@@ -155,6 +157,7 @@ pub struct Bed {
     object: Arc<Mutex<PrivacyDataStore>>,
     views: Arc<Mutex<Views>>,
     deaf: Arc<Mutex<bool>>,
+    pub witness: witness::Witness,
 }
 
 impl Bed {
@@ -184,6 +187,7 @@ impl Bed {
             object: Arc::new(Mutex::new(object)),
             views: Arc::default(),
             deaf: Arc::default(),
+            witness: witness::Witness::default(),
         }
     }
 
@@ -333,7 +337,13 @@ impl Bed {
                 }
             }
         });
-        let run = run_with(config.clone(), Api { store, wish }, stopping);
+        let witness = Arc::new(self.witness.clone());
+        let api = Api {
+            store,
+            wish,
+            witness,
+        };
+        let run = run_with(config.clone(), api, stopping);
         let task = tokio::spawn(async move {
             let result = run.await;
             if let Err(e) = &result {

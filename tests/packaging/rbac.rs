@@ -93,6 +93,12 @@ const USED: [(&str, &str, &str, &str); 22] = [
         "store/observe, store/apply",
     ),
     (
+        "",
+        "configmaps",
+        "get list create patch update",
+        "store/observe, store/apply; update: granted to instances",
+    ),
+    (
         "discovery.k8s.io",
         "endpointslices",
         "get list watch create patch update",

@@ -31,7 +31,7 @@ impl Rng {
         from + self.next() % (to - from).max(1)
     }
     pub fn one_in(&mut self, n: u64) -> bool {
-        self.next() % n == 0
+        self.next().is_multiple_of(n)
     }
     pub fn pick<T: Clone>(&mut self, of: &[T]) -> Option<T> {
         let i = self.range(0, of.len() as u64) as usize;
@@ -681,7 +681,9 @@ impl World {
         }
         let pg = &mut self.slots[i].pg;
         match pg.state {
-            State::Primary | State::Promoting | State::Stopping => self.stop_postgres(i, State::Down),
+            State::Primary | State::Promoting | State::Stopping => {
+                self.stop_postgres(i, State::Down);
+            }
             _ => {
                 pg.upstream = None;
                 pg.follow += 1;

@@ -12,6 +12,7 @@ mod keep;
 pub mod names;
 mod view;
 pub mod wal;
+pub mod witness;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -42,6 +43,7 @@ use crate::failover::{
 use hands::{Hands, Server, Standbys};
 use keep::Keep;
 pub use view::{Failover, Input, View};
+use witness::{Facts, Said, Witness};
 
 /// Between two looks while something is under way, and while nothing is.
 const BUSY: Duration = Duration::from_millis(5);
@@ -50,6 +52,10 @@ const CALM: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a clean stop may take before it is an immediate one.
 const CLEAN_STOP: Duration = Duration::from_secs(5);
+/// Between two looks at the witness's object by a primary: while it isn't there, and while it is. Somebody may delete
+/// it, and the next one is another voter.
+const WITNESS_LOOK: Duration = Duration::from_secs(1);
+const WITNESS_LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// A switchover that came to nothing is tried again after this.
 const SWITCH_AGAIN: Duration = Duration::from_secs(5);
 
@@ -114,6 +120,13 @@ struct Agent {
     node: Node<String>,
     keep: Keep,
     peers: Peers,
+    witness: Witness,
+    /// The voter that the witness's object is, once it was looked at, and when that was last asked for.
+    witness_seen: Option<Option<String>>,
+    witness_looked: Option<Instant>,
+    witness_trouble: Option<String>,
+    /// The store's instances are even in number: it needs a witness.
+    even: bool,
     certificate: watch::Sender<Option<Certificate>>,
     watchdog: Option<Watchdog>,
     children: Children,
@@ -149,6 +162,7 @@ pub fn start(
     config: &Config,
     volume: &super::volume::Volume,
     children: &Children,
+    shelf: Arc<dyn store::Shelf>,
 ) -> anyhow::Result<Handle> {
     let identity = volume.identity()?;
     let me = names::voter(&config.instance, &identity.id);
@@ -194,6 +208,11 @@ pub fn start(
         node,
         keep,
         peers,
+        witness: Witness::start(me, shelf),
+        witness_seen: None,
+        witness_looked: None,
+        witness_trouble: None,
+        even: false,
         certificate,
         watchdog: None,
         children: children.clone(),
@@ -252,6 +271,7 @@ impl Agent {
     ) {
         loop {
             self.look();
+            self.look_at_witness();
             self.begin_next();
             self.publish();
             let pause = if self.busy() { BUSY } else { CALM };
@@ -267,6 +287,7 @@ impl Agent {
                     None => return,
                 },
                 event = watched(&mut self.watchdog) => self.watched(event),
+                said = self.witness.said() => self.witness_said(said),
                 () = tokio::time::sleep(pause) => None,
             };
             self.step(event.unwrap_or(Event::Tick)).await;
@@ -287,6 +308,11 @@ impl Agent {
 
     async fn step(&mut self, event: Event<String>) {
         let effects = self.node.step(boottime_ms(), event);
+        let term = self.node.durable().at().0;
+        self.witness.brief(Facts {
+            detection: self.timing().detection,
+            dead: self.node.knows_dead(term).then_some(term),
+        });
         for effect in effects {
             self.carry_out(effect).await;
         }
@@ -336,6 +362,9 @@ impl Agent {
     }
 
     fn send(&self, to: String, message: Message<String>) {
+        if names::is_witness(&to) {
+            return self.witness.ask(to, message);
+        }
         let name = names::instance_of(&to).to_owned();
         let envelope = Envelope {
             from: self.hands.me.clone(),
@@ -457,7 +486,9 @@ impl Agent {
                 }
             }
             Story::Stuck(why) => {
-                info!("no election: {why}");
+                if self.stuck.as_deref() != Some(why) {
+                    info!("no election: {why}");
+                }
                 self.stuck = Some(why.to_owned());
             }
         }
@@ -545,6 +576,40 @@ impl Agent {
         }
         self.looked = Some(Instant::now());
         self.queue.push_back(op);
+    }
+
+    /// Has the witness looked at while that is of use: by a primary that is to have one, and by a standby that begins
+    /// to doubt its primary. In quiet times nobody reads it.
+    fn look_at_witness(&mut self) {
+        let leads = self.even && self.node.serving().is_some();
+        let every = match self.witness_seen {
+            Some(Some(_)) => WITNESS_LOOK_AGAIN,
+            _ => WITNESS_LOOK,
+        };
+        let due = leads && self.witness_looked.is_none_or(|at| at.elapsed() >= every);
+        if due {
+            self.witness_looked = Some(Instant::now());
+        }
+        if due || self.node.doubts(boottime_ms()).is_some() {
+            self.witness.look();
+        }
+    }
+
+    fn witness_said(&mut self, said: Said) -> Option<Event<String>> {
+        match said {
+            Said::Answer { from, message } => return Some(Event::Message { from, message }),
+            Said::Trouble(trouble) => self.witness_trouble = trouble,
+            Said::Seen(voter) => {
+                self.witness_looked = Some(Instant::now());
+                if self.witness_seen.as_ref() != Some(&voter) {
+                    info!(voter, "the witness's object");
+                    self.witness_seen = Some(voter);
+                    let store = self.store.clone()?;
+                    return Some(Event::Wish(self.wish(&store)));
+                }
+            }
+        }
+        None
     }
 
     fn done(&mut self, done: Done) -> Option<Event<String>> {
@@ -813,8 +878,9 @@ impl Agent {
     }
 
     /// Who is to vote and may be primary: those whom the operator lists, by the volumes that they report.
-    fn wish(&self, store: &PrivacyDataStore) -> Wish<String> {
-        let present = self.node.durable().configuration.as_ref();
+    fn wish(&mut self, store: &PrivacyDataStore) -> Wish<String> {
+        let present = self.node.durable().configuration.clone();
+        let present = present.as_ref();
         let mut wish = Wish {
             durability: self.durability(),
             ..Wish::default()
@@ -847,7 +913,30 @@ impl Agent {
             }
         }
         wish.voters.insert(self.hands.me.clone());
+        // Of an even number, half are no majority: one vote more lets one half go on without the other.
+        self.even = wish.voters.len().is_multiple_of(2);
+        let witness = match &self.witness_seen {
+            Some(seen) => seen.clone(),
+            // Not looked at yet, or the API server is away: as it is.
+            None => present.and_then(|c| c.witness.clone()),
+        };
+        if let Some(witness) = witness.filter(|_| self.even) {
+            wish.voters.insert(witness.clone());
+            wish.witness = Some(witness);
+        }
         wish
+    }
+
+    /// Why there is no primary, as far as this instance knows.
+    fn why_stuck(&self) -> Option<String> {
+        let stuck = self.stuck.as_ref()?;
+        let witness = self.node.durable().configuration.as_ref()?.witness.as_ref();
+        Some(
+            match self.witness_trouble.as_ref().filter(|_| witness.is_some()) {
+                Some(trouble) => format!("{stuck}; the witness can't be asked: {trouble}"),
+                None => stuck.clone(),
+            },
+        )
     }
 
     fn publish(&mut self) {
@@ -887,7 +976,7 @@ impl Agent {
             following: self.following.clone(),
             rule: self.rule.clone(),
             fenced: self.fence,
-            stuck: self.stuck.clone(),
+            stuck: self.why_stuck(),
             failover: self.last.clone(),
             left: self.left,
             ..view_of(&self.node, &self.hands.me)

@@ -118,12 +118,7 @@ fn store_object(version: &str) -> Value {
     })
 }
 
-fn writer() -> (Shared, Writer) {
-    let fake = Shared::default();
-    fake.lock().unwrap().slice = json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"name": "s-rw", "resourceVersion": "5"}, "endpoints": [],
-    });
+fn client_of(fake: &Shared) -> Client {
     let shared = fake.clone();
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
         let fake = shared.clone();
@@ -137,7 +132,16 @@ fn writer() -> (Shared, Writer) {
             Ok::<_, std::convert::Infallible>(answer(&fake, &parts.method, &path, &body))
         }
     });
-    let client = Client::new(service, "n");
+    Client::new(service, "n")
+}
+
+fn writer() -> (Shared, Writer) {
+    let fake = Shared::default();
+    fake.lock().unwrap().slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "s-rw", "resourceVersion": "5"}, "endpoints": [],
+    });
+    let client = client_of(&fake);
     let config = Config::from(super::super::config::Args {
         store: "s".into(),
         namespace: "n".into(),
@@ -192,6 +196,39 @@ fn view(instances: &Value) -> PrivacyDataStore {
     let mut object = store_object("2");
     object["status"] = json!({"instances": instances});
     serde_json::from_value(object).unwrap()
+}
+
+#[tokio::test]
+async fn the_witness_is_written_only_as_it_was_read() {
+    use super::super::store::Shelf as _;
+    let fake = Shared::default();
+    fake.lock().unwrap().slice = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "s-witness", "uid": "u", "resourceVersion": "5", "labels": {"a": "b"}},
+    });
+    let (tell, client) = watch::channel(None);
+    let witness = Witness {
+        client,
+        namespace: "n".into(),
+        name: names::witness("s"),
+    };
+    let early = witness.read().await.unwrap_err().to_string();
+    assert!(early.contains("no way to the API server yet"), "{early}");
+    tell.send_replace(Some(client_of(&fake)));
+    let mut object = witness.read().await.unwrap().unwrap();
+    let text = ("register".to_owned(), "{}".to_owned());
+    object.data = Some(std::collections::BTreeMap::from([text]));
+    assert!(witness.replace(object.clone()).await.unwrap());
+    // As it was read, it isn't there any more.
+    assert!(!witness.replace(object).await.unwrap());
+    let fake = fake.lock().unwrap();
+    assert_eq!(fake.slice["data"]["register"], "{}");
+    assert_eq!(fake.slice["metadata"]["labels"]["a"], "b");
+    let (_, path, _) = &fake.asked[1];
+    assert!(
+        path.contains("/api/v1/namespaces/n/configmaps/s-witness"),
+        "{path}"
+    );
 }
 
 #[tokio::test]

@@ -115,6 +115,8 @@ pub fn children(
                 "rules": [
                     { "apiGroups": [GROUP], "resources": ["privacydatastores"], "resourceNames": [name], "verbs": ["get", "list", "watch"] },
                     { "apiGroups": [GROUP], "resources": ["privacydatastores/status"], "resourceNames": [name], "verbs": ["patch"] },
+                    // Also with an odd number: the witness stays until the instances have let go of it.
+                    { "apiGroups": [""], "resources": ["configmaps"], "resourceNames": [names::witness(&name)], "verbs": ["get", "update"] },
                     { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "resourceNames": [names::rw(&name), names::ro(&name)], "verbs": ["get", "patch", "update"] },
                 ],
             }),
@@ -137,6 +139,14 @@ pub fn children(
             }),
         ),
     ];
+    if !placed.is_empty() && placed.len().is_multiple_of(2) {
+        // No data here: it's made empty, and what it holds is the instances' business. Once made it stays, also
+        // when the number becomes odd: one that is still a voter must not vanish, and one that isn't is harmless.
+        all.push((
+            ChildKind::ConfigMap,
+            json!({ "metadata": metadata(store, &names::witness(&name), &[]) }),
+        ));
+    }
     for service in [names::rw(&name), names::ro(&name)] {
         all.push((
             ChildKind::Service,

@@ -2,7 +2,7 @@
 //!
 //! Owns their list and how they are addressed; never touches one.
 
-use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
@@ -21,18 +21,21 @@ pub enum ChildKind {
     Service,
     /// Where `-rw` and `-ro` lead; their content belongs to the primary.
     EndpointSlice,
+    /// The witness of a store with an even number of instances; its content belongs to the instances.
+    ConfigMap,
     /// At most one instance down by an eviction at a time.
     PodDisruptionBudget,
 }
 
 impl ChildKind {
     /// All, in the order in which they are made: what pods need comes before what pods use later.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::ServiceAccount,
         Self::Role,
         Self::RoleBinding,
         Self::Service,
         Self::EndpointSlice,
+        Self::ConfigMap,
         Self::PodDisruptionBudget,
     ];
 
@@ -45,6 +48,7 @@ impl ChildKind {
             Self::RoleBinding => ApiResource::erase::<RoleBinding>(&()),
             Self::Service => ApiResource::erase::<Service>(&()),
             Self::EndpointSlice => ApiResource::erase::<EndpointSlice>(&()),
+            Self::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
             Self::PodDisruptionBudget => ApiResource::erase::<PodDisruptionBudget>(&()),
         }
     }

@@ -571,6 +571,32 @@ fn a_service_changed_by_hand_is_mended_and_endpoints_are_not_touched() {
 }
 
 #[test]
+fn an_even_number_has_a_witness_and_what_it_holds_is_left_alone() {
+    let witness = (
+        super::kinds::ChildKind::ConfigMap,
+        "consumers-witness".to_owned(),
+    );
+    let mut world = World::new(&[("us-west", 2)]);
+    world.settle();
+    let object = world.seen.children.get_mut(&witness).unwrap();
+    assert_eq!(object.data.get("data"), None, "made empty");
+    object.data["data"] = json!({ "register": "{}" });
+    object.labels_mut().clear();
+    let plan = world.plan();
+    let [Step::Update(_, update)] = plan.steps.as_slice() else {
+        panic!("only its labels are mended");
+    };
+    assert_eq!(update.data.get("data"), None);
+    // One more, and it may go on voting until the instances have let go of it.
+    world.store(|s| s.spec.placement = store(&[("us-west", 2), ("us-east", 1)]).spec.placement);
+    world.settle();
+    assert!(world.seen.children.contains_key(&witness));
+    let mut odd = sample();
+    odd.settle();
+    assert!(!odd.seen.children.contains_key(&witness));
+}
+
+#[test]
 fn pods_are_restricted_and_placed_by_the_stamp() {
     let mut world = sample();
     world.settle();
