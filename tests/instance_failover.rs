@@ -13,6 +13,9 @@ mod instance_bed;
 use std::time::{Duration, Instant};
 
 use domicile::api::privacy_data_store::InstanceRole;
+use domicile::instance::kill::Family;
+use domicile::instance::proc::Proc;
+use domicile::instance::receiver;
 use instance_bed::*;
 
 async fn bounded(test: impl Future<Output = ()>) {
@@ -32,7 +35,7 @@ async fn three() -> (Bed, Vec<Option<Node>>) {
     (bed, nodes)
 }
 
-/// Until the primary's rule names so many, and nobody else says it is one. Its index.
+/// Until the primary's rule names at least so many, and nobody else says it is one. Its index.
 async fn settled(nodes: &[Option<Node>], members: usize) -> usize {
     let mut leader = 0;
     until("one primary, and its rule whole", async || {
@@ -48,7 +51,7 @@ async fn settled(nodes: &[Option<Node>], members: usize) -> usize {
             }
         }
         match found[..] {
-            [(i, count, true)] if count == members => {
+            [(i, count, true)] if count >= members => {
                 leader = i;
                 true
             }
@@ -160,35 +163,297 @@ async fn check(node: &Node, acknowledged: &[i64]) {
     assert!(there.windows(2).all(|w| w[0] < w[1]), "twice");
 }
 
+fn name(index: usize) -> u32 {
+    u32::try_from(index).unwrap() + 1
+}
+
+fn at(nodes: &[Option<Node>], index: usize) -> &Node {
+    nodes[index].as_ref().unwrap()
+}
+
+/// Until the instance is a ready standby, and all three are in their places.
+async fn back(bed: &Bed, nodes: &[Option<Node>], index: usize) -> usize {
+    // By its own word, of this life.
+    until("it is back", async || {
+        let status = at(nodes, index).status().await;
+        status.is_some_and(|s| s.role == InstanceRole::Standby && s.ready)
+    })
+    .await;
+    bed.until_ready(name(index)).await;
+    settled(nodes, 2).await
+}
+
+/// Stops the writer and looks for what it was told.
+async fn finish(
+    what: &str,
+    nodes: &[Option<Node>],
+    leader: usize,
+    (stop, writing): (
+        tokio::sync::watch::Sender<bool>,
+        tokio::task::JoinHandle<(Vec<i64>, Duration)>,
+    ),
+) -> Duration {
+    stop.send_replace(true);
+    let (acknowledged, gap) = writing.await.unwrap();
+    println!("{what}: {} rows, longest gap {gap:?}", acknowledged.len());
+    assert!(!acknowledged.is_empty());
+    check(at(nodes, leader), &acknowledged).await;
+    gap
+}
+
+async fn table(nodes: &[Option<Node>], leader: usize) {
+    let sql = "DROP TABLE IF EXISTS t; CREATE TABLE t (v bigint)";
+    at(nodes, leader).app_sql(sql).await.unwrap();
+}
+
+/// Until the writer has written so many since it began.
+async fn until_rows(nodes: &[Option<Node>], leader: usize, count: usize) {
+    until("rows are written", async || {
+        let sql = format!("SELECT count(*) >= {count} FROM t");
+        at(nodes, leader).sql_in("app", &sql).await == Ok("t".into())
+    })
+    .await;
+}
+
+async fn stop(nodes: Vec<Option<Node>>) {
+    let ends = nodes
+        .into_iter()
+        .flatten()
+        .map(|n| tokio::spawn(n.stop()))
+        .collect::<Vec<_>>();
+    for end in ends {
+        end.await.unwrap();
+    }
+}
+
+fn family(node: &Node) -> std::collections::BTreeSet<Proc> {
+    let pid = u32::try_from(node.postmaster().unwrap()).unwrap();
+    let all = Family::of(Proc::of(pid).unwrap()).living().unwrap();
+    assert!(all.len() > 4);
+    all
+}
+
+/// Cuts a standby's stream and nothing else: it goes on voting, and doesn't come back by itself.
+async fn cut(node: &Node) {
+    let pid = u32::try_from(node.postmaster().unwrap()).unwrap();
+    receiver::cut(&node.config.run, pid, Duration::from_secs(10))
+        .await
+        .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_primary_is_replaced_and_comes_back_as_a_standby() {
+async fn killed_instances_are_replaced_and_come_back_as_standbys() {
     bounded(async {
         let (bed, mut nodes) = three().await;
         let leader = settled(&nodes, 2).await;
-        nodes[leader]
-            .as_ref()
-            .unwrap()
-            .app_sql("CREATE TABLE t (v bigint)")
-            .await
-            .unwrap();
-        let (stop, writing) = writer(&bed);
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        table(&nodes, leader).await;
+        let writing = writer(&bed);
+        until_rows(&nodes, leader, 50).await;
         let began = Instant::now();
         nodes[leader].take().unwrap().kill().await;
         let next = settled(&nodes, 1).await;
         println!("served again after {:?}", began.elapsed());
         assert_ne!(next, leader);
-        let name = u32::try_from(leader).unwrap() + 1;
-        nodes[leader] = Some(bed.start(name));
-        bed.until_ready(name).await;
-        let last = settled(&nodes, 2).await;
-        stop.send_replace(true);
-        let (acknowledged, gap) = writing.await.unwrap();
-        println!("{} rows, longest gap {gap:?}", acknowledged.len());
-        check(nodes[last].as_ref().unwrap(), &acknowledged).await;
-        for node in nodes.into_iter().flatten() {
-            node.stop().await;
-        }
+        nodes[leader] = Some(bed.start(name(leader)));
+        let last = back(&bed, &nodes, leader).await;
+        finish("the primary killed", &nodes, last, writing).await;
+
+        // All at once, and the API server isn't there when they are back.
+        table(&nodes, last).await;
+        let (stopping, writing) = writer(&bed);
+        until_rows(&nodes, last, 50).await;
+        let mut taken = nodes.drain(..).map(|n| n.unwrap());
+        let (a, b, c) = (taken.next(), taken.next(), taken.next());
+        drop(taken);
+        tokio::join!(a.unwrap().kill(), b.unwrap().kill(), c.unwrap().kill());
+        let began = Instant::now();
+        nodes = (1..=3).map(|n| Some(bed.start_alone(n))).collect();
+        let leader = settled(&nodes, 2).await;
+        println!("all killed: whole again after {:?}", began.elapsed());
+        finish("all killed", &nodes, leader, (stopping, writing)).await;
+        stop(nodes).await;
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_whose_postgresql_ends_hangs_or_is_stopped_is_replaced() {
+    bounded(async {
+        let (bed, mut nodes) = three().await;
+        let mut leader = settled(&nodes, 2).await;
+        table(&nodes, leader).await;
+
+        // Its manager lives and tells the others.
+        let writing = writer(&bed);
+        until_rows(&nodes, leader, 50).await;
+        let all = family(at(&nodes, leader));
+        let postmaster = at(&nodes, leader).postmaster();
+        let began = Instant::now();
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(postmaster.unwrap()),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .unwrap();
+        let old = leader;
+        until("another serves", async || {
+            let mut others = nodes.iter().enumerate().filter(|(i, _)| *i != old);
+            let (a, b) = (others.next().unwrap(), others.next().unwrap());
+            for (_, node) in [a, b] {
+                let status = node.as_ref().unwrap().status().await;
+                if status.is_some_and(|s| s.role == InstanceRole::Primary) {
+                    return true;
+                }
+            }
+            false
+        })
+        .await;
+        println!(
+            "postmaster killed: another serves after {:?}",
+            began.elapsed()
+        );
+        assert!(
+            all.iter().all(|p| !p.alive()),
+            "nothing of the old one is left"
+        );
+        leader = back(&bed, &nodes, old).await;
+        assert_ne!(leader, old);
+        finish("postmaster killed", &nodes, leader, writing).await;
+
+        // A graceful stop hands over.
+        table(&nodes, leader).await;
+        let writing = writer(&bed);
+        until_rows(&nodes, leader, 50).await;
+        let began = Instant::now();
+        nodes[leader].take().unwrap().stop().await;
+        println!("the stop took {:?}", began.elapsed());
+        let next = settled(&nodes, 1).await;
+        nodes[leader] = Some(bed.start(name(leader)));
+        let next_again = back(&bed, &nodes, leader).await;
+        assert_eq!(next, next_again, "who comes back disturbs nobody");
+        leader = next;
+        let gap = finish("graceful stop", &nodes, leader, writing).await;
+        assert!(gap < Duration::from_secs(3), "less than the detection time");
+
+        // PostgreSQL stands still while its manager goes on, with a commit under way.
+        table(&nodes, leader).await;
+        let ca = std::fs::read(bed.path(1, "tls/ca.crt")).unwrap();
+        let client = connect(
+            &format!("s-{}", name(leader)),
+            at(&nodes, leader).config.address,
+            &ca,
+        )
+        .await
+        .unwrap();
+        let (stopping, writing) = writer(&bed);
+        until_rows(&nodes, leader, 50).await;
+        let all = family(at(&nodes, leader));
+        let began = Instant::now();
+        for process in &all {
+            process.signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
+        }
+        let pending = tokio::spawn(async move {
+            let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&-1_i64];
+            client
+                .execute("INSERT INTO t VALUES ($1)", &parameters)
+                .await
+        });
+        until("the frozen one is ended", async || {
+            all.iter().all(|p| !p.alive())
+        })
+        .await;
+        println!("frozen: ended after {:?}", began.elapsed());
+        for process in &all {
+            let _ = process.signal(nix::sys::signal::Signal::SIGCONT);
+        }
+        let old = leader;
+        leader = back(&bed, &nodes, old).await;
+        assert_ne!(leader, old);
+        println!("frozen: whole again after {:?}", began.elapsed());
+        assert!(
+            pending.await.unwrap().is_err(),
+            "nothing is acknowledged any more"
+        );
+        let gap = finish("frozen", &nodes, leader, (stopping, writing)).await;
+        assert!(gap < Duration::from_secs(15));
+        stop(nodes).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_that_are_away_diverged_or_lost_come_back() {
+    bounded(async {
+        let (bed, mut nodes) = three().await;
+        let mut leader = settled(&nodes, 2).await;
+        table(&nodes, leader).await;
+
+        // Both standbys: without a majority nobody serves, and with it somebody does.
+        let writing = writer(&bed);
+        until_rows(&nodes, leader, 50).await;
+        let others: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
+        for other in &others {
+            nodes[*other].take().unwrap().kill().await;
+        }
+        until("it doesn't serve alone", async || {
+            let status = at(&nodes, leader).status().await;
+            status.is_some_and(|s| s.role != InstanceRole::Primary)
+        })
+        .await;
+        for other in &others {
+            nodes[*other] = Some(bed.start(name(*other)));
+        }
+        leader = back(&bed, &nodes, others[0]).await;
+        finish("both standbys killed", &nodes, leader, writing).await;
+
+        // The primary has a commit that nobody else has, cancelled by its client; then it's away for two failovers.
+        table(&nodes, leader).await;
+        let first = leader;
+        for other in (0..3).filter(|i| *i != first) {
+            cut(at(&nodes, other)).await;
+        }
+        let waiting = commit(at(&nodes, first), "INSERT INTO t VALUES (0)");
+        until_waiting(at(&nodes, first), 1).await;
+        let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        at(&nodes, first).sql(cancel).await.unwrap();
+        let told = waiting.await.unwrap();
+        let copy = inode(&bed, first);
+        nodes[first].take().unwrap().kill().await;
+        let second = settled(&nodes, 1).await;
+        let writing = writer(&bed);
+        until_rows(&nodes, second, 50).await;
+        let there = at(&nodes, second).sql_in("app", "SELECT count(*) FROM t WHERE v = 0").await;
+        println!("a cancelled wait: its client was told {told:?}, and the next primary has {there:?} of it");
+        nodes[second].take().unwrap().kill().await;
+        nodes[second] = Some(bed.start(name(second)));
+        let third = settled(&nodes, 1).await;
+        nodes[first] = Some(bed.start(name(first)));
+        leader = back(&bed, &nodes, first).await;
+        println!("two failovers: {first}, {second}, {third}, {leader}");
+        assert_ne!(inode(&bed, first), copy, "what had diverged was made anew");
+        finish("two failovers", &nodes, leader, writing).await;
+
+        // A standby's copy is lost, and then the primary's.
+        table(&nodes, leader).await;
+        let writing = writer(&bed);
+        for victim in [(leader + 1) % 3, leader] {
+            until_rows(&nodes, leader, 50).await;
+            nodes[victim].take().unwrap().kill().await;
+            std::fs::remove_dir_all(bed.path(name(victim), "volume/data")).unwrap();
+            nodes[victim] = Some(bed.start(name(victim)));
+            let now = back(&bed, &nodes, victim).await;
+            assert!(bed.path(name(victim), "volume/data/PG_VERSION").exists());
+            assert_ne!(now, victim);
+            leader = now;
+        }
+        finish("two copies lost", &nodes, leader, writing).await;
+        stop(nodes).await;
+    })
+    .await;
+}
+
+fn inode(bed: &Bed, index: usize) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(bed.path(name(index), "volume/data"))
+        .unwrap()
+        .ino()
 }

@@ -9,6 +9,7 @@
 
 mod instance_bed;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,29 +23,62 @@ async fn bounded(test: impl Future<Output = ()>) {
         .expect("the test ends in time");
 }
 
-/// A primary and a standby that streams.
+/// A primary and a standby whose acknowledgement counts.
 async fn pair() -> (Bed, Node, Node) {
-    let bed = Bed::new(2, "Required");
+    let bed = Bed::new(2, "Required").only_first();
     let primary = bed.start(1);
     let standby = bed.start(2);
     bed.until_ready(1).await;
     bed.until_ready(2).await;
+    bed.until_members(&primary, &[2]).await;
     (bed, primary, standby)
 }
 
-/// A driver that tries every host of the application's URI would take it for the primary.
+/// Cuts a standby's stream and nothing else: it goes on voting, and doesn't come back by itself.
+async fn cut(standby: &Node) -> Duration {
+    let postmaster = u32::try_from(standby.postmaster().unwrap()).unwrap();
+    receiver::cut(&standby.config.run, postmaster, Duration::from_secs(10))
+        .await
+        .unwrap()
+}
+
+/// Takes [`cut`] back.
+fn follow(bed: &Bed, standby: &Node, instance: u32) {
+    let certificate = tls::Certificate::read(&standby.config.tls)
+        .unwrap()
+        .unwrap();
+    let upstream = Upstream {
+        name: "s-1".into(),
+        address: bed.address(1),
+        port: PORT,
+    };
+    let (voter, name) = (bed.voter(instance), format!("s-{instance}"));
+    let run = &standby.config.run;
+    receiver::follow(run, &certificate, &upstream, &voter, &name, 6).unwrap();
+    let pid = nix::unistd::Pid::from_raw(standby.postmaster().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+}
+
+/// A driver that tries every host of the application's URI would take it for the primary; and its log has an era that
+/// nobody voted for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_promoted_by_hand_is_stopped() {
+async fn a_standby_promoted_by_hand_is_stopped_and_copied_anew() {
     bounded(async {
         let (bed, primary, standby) = pair().await;
+        let inode = |bed: &Bed| Some(std::fs::metadata(bed.path(2, "volume/data")).ok()?.ino());
+        let (before, copy) = (standby.postmaster(), inode(&bed));
         let _ = standby.sql("SELECT pg_promote(wait => false)").await;
-        bed.until_message(2, "was a primary").await;
-        until("it is stopped", async || standby.postmaster().is_none()).await;
-        assert!(standby.app_sql("SELECT 1").await.is_err());
+        until("it is stopped", async || standby.postmaster() != before).await;
         assert_eq!(
             primary.app_sql("SELECT pg_is_in_recovery()").await,
             Ok("f".into())
         );
+        until("it was copied anew", async || {
+            inode(&bed).is_some_and(|now| Some(now) != copy)
+        })
+        .await;
+        bed.until_ready(2).await;
+        primary.app_sql("CREATE TABLE t (v int)").await.unwrap();
         standby.stop().await;
         primary.stop().await;
     })
@@ -54,13 +88,13 @@ async fn a_standby_promoted_by_hand_is_stopped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_waits_until_the_standby_has_it() {
     bounded(async {
-        let bed = Bed::new(2, "Required");
+        let bed = Bed::new(3, "Required").only_first();
         let primary = bed.start(1);
         bed.until_ready(1).await;
         // Before any standby is there, and from the first moment on.
         assert_eq!(
             primary.app_sql("SHOW synchronous_standby_names").await,
-            Ok("ANY 1 (\"s-2\")".into())
+            Ok("ANY 1 (\"-\")".into())
         );
         let first = commit(&primary, "CREATE TABLE t (v int)");
         until_waiting(&primary, 1).await;
@@ -72,17 +106,23 @@ async fn a_commit_waits_until_the_standby_has_it() {
         let standby = bed.start(2);
         bed.until_ready(2).await;
         first.await.unwrap().unwrap();
+        bed.until_members(&primary, &[2]).await;
         until("the commit is durable", async || bed.entry(1).durable == Some(true)).await;
         assert!(!bed.path(2, "volume/data.new").exists());
         assert_eq!(bed.entry(2).system_identifier, bed.entry(1).system_identifier);
         assert_ne!(bed.entry(2).id, bed.entry(1).id);
         assert_eq!(
-            primary.sql("SELECT slot_name || active FROM pg_replication_slots").await,
+            primary.sql("SELECT string_agg(slot_name || active, ' ') FROM pg_replication_slots WHERE active").await,
             Ok("s_2true".into())
         );
+        // Under the name of its volume: another volume's acknowledgement is another's.
         assert_eq!(
             primary.sql("SELECT application_name || ' ' || state || ' ' || sync_state FROM pg_stat_replication").await,
-            Ok("s-2 streaming quorum".into())
+            Ok(format!("{} streaming quorum", bed.voter(2)))
+        );
+        assert_eq!(
+            primary.app_sql("SHOW synchronous_standby_names").await,
+            Ok(format!("ANY 1 (\"{}\")", bed.voter(2)))
         );
         assert_eq!(standby.app_sql("SELECT pg_is_in_recovery()").await, Ok("t".into()));
         let status = primary.status().await.unwrap();
@@ -97,6 +137,10 @@ async fn a_commit_waits_until_the_standby_has_it() {
         })
         .await;
 
+        // A third one, so that two are a majority; it votes, but streams no more.
+        let third = bed.start(3);
+        bed.until_members(&primary, &[2, 3]).await;
+        cut(&third).await;
         // The standby is away: commits wait, and the primary says so.
         standby.stop().await;
         let second = commit(&primary, "INSERT INTO t VALUES (1)");
@@ -110,11 +154,12 @@ async fn a_commit_waits_until_the_standby_has_it() {
 
         // Without the API server, after a crash of the whole standby.
         standby.kill().await;
-        let third = commit(&primary, "INSERT INTO t VALUES (2)");
+        let last = commit(&primary, "INSERT INTO t VALUES (2)");
         until_waiting(&primary, 1).await;
         let alone = bed.start_alone(2);
         alone.until_answers("/readyz", 200).await;
-        third.await.unwrap().unwrap();
+        last.await.unwrap().unwrap();
+        third.stop().await;
         alone.stop().await;
         primary.stop().await;
     })
@@ -128,18 +173,6 @@ async fn a_cut_receiver_acknowledges_nothing_more() {
         primary.app_sql("CREATE TABLE t (v int)").await.unwrap();
         let run = standby.config.run.clone();
         let postmaster = u32::try_from(standby.postmaster().unwrap()).unwrap();
-        let certificate = tls::Certificate::read(&standby.config.tls)
-            .unwrap()
-            .unwrap();
-        let upstream = Upstream {
-            name: "s-1".into(),
-            address: bed.address(1),
-            port: PORT,
-        };
-        let reload = || {
-            let pid = nix::unistd::Pid::from_raw(i32::try_from(postmaster).unwrap());
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
-        };
         let mut longest = Duration::ZERO;
         for round in 0..12u32 {
             until("a receiver is there", async || {
@@ -157,10 +190,7 @@ async fn a_cut_receiver_acknowledges_nothing_more() {
                 .await;
             }
             let victim = receiver::process(postmaster);
-            let took = receiver::cut(&run, postmaster, Duration::from_secs(10))
-                .await
-                .unwrap();
-            longest = longest.max(took);
+            longest = longest.max(cut(&standby).await);
             if let Some(victim) = victim {
                 let title = std::fs::read(format!("/proc/{victim}/cmdline")).unwrap_or_default();
                 assert!(!String::from_utf8_lossy(&title).contains("walreceiver"));
@@ -172,8 +202,7 @@ async fn a_cut_receiver_acknowledges_nothing_more() {
             assert_eq!(receiver::process(postmaster), None, "none came back");
             assert!(!write.is_finished());
 
-            receiver::follow(&run, &certificate, &upstream, "s-2", "s-2", 6).unwrap();
-            reload();
+            follow(&bed, &standby, 2);
             write.await.unwrap().unwrap();
         }
         println!("the longest cut took {} ms", longest.as_millis());
@@ -210,7 +239,10 @@ async fn a_frozen_receiver_is_not_reported_as_cut() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_moved_is_followed_and_a_stranded_standby_cloned_anew() {
     bounded(async {
-        let (bed, primary, standby) = pair().await;
+        let bed = Bed::new(3, "Required").only_first();
+        let primary = bed.start(1);
+        let standby = bed.start(2);
+        bed.until_members(&primary, &[2]).await;
         primary.app_sql("CREATE TABLE t (v int)").await.unwrap();
         let before = standby.postmaster();
         primary.stop().await;
@@ -228,14 +260,15 @@ async fn a_primary_that_moved_is_followed_and_a_stranded_standby_cloned_anew() {
         );
         bed.until_ready(2).await;
 
-        // The WAL that the standby needs vanishes while it's away.
+        // The WAL that the standby needs vanishes while it's away; a third one keeps the majority.
+        let third = bed.start(3);
+        bed.until_members(&primary, &[2, 3]).await;
         standby.stop().await;
         primary
             .sql("SELECT pg_drop_replication_slot('s_2')")
             .await
             .unwrap();
-        let write = commit(&primary, "INSERT INTO t VALUES (2)");
-        until_waiting(&primary, 1).await;
+        primary.app_sql("INSERT INTO t VALUES (2)").await.unwrap();
         let mut keep = String::new();
         for _ in 0..3 {
             primary.sql("SELECT pg_switch_wal()").await.unwrap();
@@ -249,7 +282,11 @@ async fn a_primary_that_moved_is_followed_and_a_stranded_standby_cloned_anew() {
         remove_before(&wal, &keep);
         let identity = bed.entry(2).id;
         let standby = bed.start(2);
-        write.await.unwrap().unwrap();
+        until("it is copied anew", async || {
+            let text = standby.http("/metrics").await.map(|(_, text)| text);
+            text.is_some_and(|t| t.contains("work_duration_seconds{work=\"clone\"}"))
+        })
+        .await;
         bed.until_ready(2).await;
         assert_eq!(bed.entry(2).id, identity, "the same volume");
         assert!(!bed.path(2, "volume/data.new").exists());
@@ -257,11 +294,7 @@ async fn a_primary_that_moved_is_followed_and_a_stranded_standby_cloned_anew() {
             standby.app_sql("SELECT count(*) FROM t").await == Ok("2".into())
         })
         .await;
-        let text = standby.http("/metrics").await.unwrap().1;
-        assert!(
-            text.contains("work_duration_seconds{work=\"clone\"}"),
-            "{text}"
-        );
+        third.stop().await;
         standby.stop().await;
         primary.stop().await;
     })
@@ -281,24 +314,30 @@ fn remove_before(wal: &Path, segment: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn preferred_goes_on_alone_and_comes_back() {
     bounded(async {
-        let bed = Bed::new(2, "Preferred");
+        let bed = Bed::new(2, "Preferred").only_first();
         let primary = bed.start(1);
         bed.until_ready(1).await;
         primary.app_sql("CREATE TABLE t (v int)").await.unwrap();
         let standby = bed.start(2);
         let rule = "SHOW synchronous_standby_names";
-        until("the standby counts", async || {
-            primary.app_sql(rule).await == Ok("ANY 1 (\"s-2\")".into())
-        })
-        .await;
+        bed.until_members(&primary, &[2]).await;
+        let both = Ok(format!("ANY 1 (\"{}\")", bed.voter(2)));
+        assert_eq!(primary.app_sql(rule).await, both);
         until("it is durable", async || bed.entry(1).durable == Some(true)).await;
-        standby.stop().await;
+        // It votes, but has no stream any more.
+        cut(&standby).await;
         primary.app_sql("INSERT INTO t VALUES (1)").await.unwrap();
         until("it isn't durable", async || {
             bed.entry(1).durable == Some(false)
         })
         .await;
         assert_eq!(primary.app_sql(rule).await, Ok(String::new()));
+        follow(&bed, &standby, 2);
+        until("the standby counts again", async || {
+            primary.app_sql(rule).await == both
+        })
+        .await;
+        standby.stop().await;
         primary.stop().await;
     })
     .await;

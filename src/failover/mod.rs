@@ -32,6 +32,7 @@ mod types;
 mod voter;
 mod witness;
 
+pub use candidate::Phase;
 pub use message::{Copy, Effect, Event, Message, Story, Streaming, Wish};
 pub use node::{Local, Node, Role, Timing, Wanted};
 pub use types::{

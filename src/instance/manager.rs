@@ -332,7 +332,11 @@ impl Manager {
     /// A primary hands over before it goes, and stays a moment longer as a voter, so that the others need not wait
     /// for its silence. Others leave at once.
     async fn leave(&mut self, begun: Instant, limit: Duration) -> Stop {
-        let led = self.agent.view.borrow().serving;
+        let led = {
+            let view = self.agent.view.borrow();
+            let alone = |c: &crate::failover::Configuration<String>| c.voters.len() < 2;
+            view.serving && !view.configuration.as_ref().is_none_or(alone)
+        };
         let _ = self.agent.input.send(Input::Leave);
         let linger = Duration::from_secs(u64::from(self.detection())).min(limit / 4);
         let mut left_at: Option<Instant> = None;

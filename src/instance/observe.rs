@@ -230,16 +230,13 @@ impl Manager {
 
     /// What the agent can't see by itself: that the volume is empty, and that a promoted server is no standby.
     fn tell_agent(&mut self) {
-        let first = self.duty() == Duty::Unknown
-            && self
-                .store
-                .as_ref()
-                .is_some_and(|s| store::primary(s) == Some(&self.config.instance));
+        // Only once there is somebody to copy: until then a volume that was mounted late, or is brought back, is
+        // as good as it was. An empty one votes without a copy in any case.
         let wiped = self.content == Content::Empty
             && self.postgres.is_none()
             && self.job.is_none()
             && self.store.is_some()
-            && !first;
+            && self.agent.view.borrow().source.is_some();
         if !matches!(
             self.agent.view.borrow().wanted,
             Wanted::Copy(_) | Wanted::CopyOfAnyone

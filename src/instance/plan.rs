@@ -256,6 +256,12 @@ fn wanted(seen: &Seen) -> Result<Mode, Step> {
             if seen.duty == Duty::Fenced {
                 return wait("is fenced by hand");
             }
+            if seen.duty == Duty::Primary || seen.duty == Duty::Standby {
+                return wait(
+                    "the volume is lost: it is empty; waits for a primary that serves, to copy it. If there is \
+                     no other copy, bring the volume back",
+                );
+            }
             if seen.duty != (Duty::Copy { ready: true }) || store.system_identifier.is_none() {
                 return wait("waits for a primary that serves, to copy it");
             }

@@ -76,6 +76,16 @@ pub fn forsake(run: &Path) -> io::Result<()> {
     tls::remove_client_key(run)
 }
 
+/// Whether [`forsake`] was the last word.
+///
+/// # Errors
+/// As the file system's.
+pub fn forsaken(run: &Path) -> io::Result<bool> {
+    let path = run.join("conf").join(settings::UPSTREAM_FILE);
+    let now = files::read_bounded(&path, 64 << 10)?;
+    Ok(now.as_deref() == Some(settings::upstream(None, "").as_bytes()))
+}
+
 /// Cuts the standby off its upstream for certain: see the module's text. Returns how long it took.
 ///
 /// # Errors

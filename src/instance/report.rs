@@ -95,8 +95,7 @@ fn role_and_readiness(facts: &Facts<'_>) -> (InstanceRole, Result<(), String>) {
             (
                 InstanceRole::Failed,
                 Err(
-                    "this standby was promoted by hand and accepts writes of its own: stop it, delete its \
-                     volume claim and its pod, and it is cloned anew"
+                    "this standby was promoted by hand: it is stopped, and its copy is made anew"
                         .to_owned(),
                 ),
             )

@@ -54,8 +54,10 @@ impl Manager {
             // Between the promotion and the agent's word of it.
             Mode::Standby if self.agent.server.leads() => return,
             Mode::Standby => {
+                // Its log has an era that nobody voted for: it must not pass for a copy, however long it is.
+                let _ = self.agent.input.send(super::agent::Input::Stranded);
                 // A client that tries every host of the application's URI would take it for the primary.
-                self.stop_postgres("it was promoted, but the store names another primary");
+                self.stop_postgres("it was promoted by hand");
                 return;
             }
             Mode::Primary | Mode::Founding => {}

@@ -201,6 +201,32 @@ impl Bed {
         self.dir.path().join(format!("s-{instance}")).join(what)
     }
 
+    /// Only the first instance may be primary. Before any is started.
+    pub fn only_first(self) -> Self {
+        self.change(|o| {
+            for entry in &mut o.status.as_mut().unwrap().instances {
+                entry.may_be_primary = Some(entry.name == "s-1");
+            }
+        });
+        self
+    }
+
+    /// As whom an instance votes, and acknowledges.
+    pub fn voter(&self, instance: u32) -> String {
+        format!("s-{instance}/{}", self.entry(instance).id.unwrap())
+    }
+
+    /// Until the first instance serves under a rule of these standbys, and all of them vote.
+    pub async fn until_members(&self, primary: &Node, members: &[u32]) {
+        let names: Vec<String> = members.iter().map(|n| format!("s-{n}")).collect();
+        until("the standbys are in the rule", async || {
+            let rule = primary.status().await.and_then(|s| s.synchronous);
+            rule.is_some_and(|r| r.in_force && r.members == names)
+                && members.iter().all(|n| self.entry(*n).voter == Some(true))
+        })
+        .await;
+    }
+
     /// While deaf, the API server takes nothing from the instances.
     pub fn deaf(&self, deaf: bool) {
         *self.deaf.lock().unwrap() = deaf;

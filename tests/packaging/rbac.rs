@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{find, kustomize, read, samples};
 
 /// What the code uses: group, resource, verbs, where. A call that is added or removed changes this line.
-const USED: [(&str, &str, &str, &str); 22] = [
+const USED: [(&str, &str, &str, &str); 23] = [
     (
         "domicile.dev",
         "privacydatastores",

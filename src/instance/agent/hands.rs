@@ -151,6 +151,10 @@ impl Hands {
 
     /// Stops PostgreSQL at once, all of it.
     async fn stop_now(&self) -> anyhow::Result<()> {
+        self.stop_within(Duration::from_secs(10)).await
+    }
+
+    async fn stop_within(&self, limit: Duration) -> anyhow::Result<()> {
         // A session that is in use elsewhere was given up; PostgreSQL ends it.
         if let Ok(mut session) = self.session.try_lock() {
             *session = None;
@@ -160,13 +164,36 @@ impl Hands {
             return Ok(());
         };
         self.server.stops();
-        let took = kill::stop_now(&mut family, Duration::from_secs(10)).await?;
+        let took = kill::stop_now(&mut family, limit).await?;
         if !took.is_zero() {
             info!(
                 milliseconds = took.as_millis(),
                 "PostgreSQL is stopped at once"
             );
         }
+        Ok(())
+    }
+
+    /// Ends all of PostgreSQL. Whatever is left after `limit` is told to die, and does so before anything else.
+    pub async fn end(&self, limit: Duration) {
+        if let Err(e) = self.stop_within(limit).await {
+            warn!("{e:#}");
+        }
+    }
+
+    /// Makes certain that a standby that isn't to follow anybody doesn't: one whose upstream was set in the moment
+    /// between its predecessor's end and the word of it would stream, and never be idle.
+    ///
+    /// # Errors
+    /// As the file system's, or if PostgreSQL isn't there.
+    pub fn alone(&self) -> anyhow::Result<()> {
+        if receiver::forsaken(&self.run)? {
+            return Ok(());
+        }
+        warn!("it follows somebody that it isn't to follow: takes the upstream away");
+        receiver::forsake(&self.run)?;
+        let process = self.server.process().context("PostgreSQL isn't there")?;
+        proc::reload(process.pid);
         Ok(())
     }
 

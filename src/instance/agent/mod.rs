@@ -37,7 +37,7 @@ use super::{settings, store, sync};
 use crate::api::PrivacyDataStore;
 use crate::api::privacy_data_store::Durability as Wished;
 use crate::failover::{
-    Durability, Durable, Effect, Event, History, Local, Message, Node, Role, Rule, Story,
+    Durability, Durable, Effect, Event, History, Local, Message, Node, Phase, Role, Rule, Story,
     Streaming, Timing, Wish,
 };
 use hands::{Hands, Server, Standbys};
@@ -56,6 +56,9 @@ const CLEAN_STOP: Duration = Duration::from_secs(5);
 /// it, and the next one is another voter.
 const WITNESS_LOOK: Duration = Duration::from_secs(1);
 const WITNESS_LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// How long the others wait to be told of PostgreSQL's end, until all its processes are gone. One that isn't by then
+/// waits for a disk, and is killed before it does anything else.
+const END_LIMIT: Duration = Duration::from_secs(1);
 /// A switchover that came to nothing is tried again after this.
 const SWITCH_AGAIN: Duration = Duration::from_secs(5);
 
@@ -95,6 +98,7 @@ enum Done {
     Settled(u64),
     Received(String, u64),
     Standbys(Standbys),
+    Ended,
     Failed(&'static str, anyhow::Error),
 }
 
@@ -106,7 +110,8 @@ enum Op {
     StopCleanly,
     Settle,
     Receive(String),
-    Standbys,
+    Standbys(Duration),
+    End,
 }
 
 struct Running {
@@ -147,9 +152,11 @@ struct Agent {
     last: Option<Failover>,
     stuck: Option<String>,
     switched: Option<(String, u64, Instant)>,
+    loss: Option<Instant>,
     fence: bool,
     /// The primary has said that it hands over.
     handing: bool,
+    leaving: bool,
     left: bool,
     rebuilt_from: Option<History>,
 }
@@ -231,8 +238,10 @@ pub fn start(
         last: None,
         stuck: None,
         switched: None,
+        loss: None,
         fence: false,
         handing: false,
+        leaving: false,
         left: false,
         rebuilt_from: None,
     };
@@ -281,14 +290,14 @@ impl Agent {
                     Some(input) => self.told(input).await,
                     None => return,
                 },
-                done = finished(&mut self.running) => self.done(done),
+                done = finished(&mut self.running) => self.done(done).await,
                 event = incoming.recv() => match event {
                     Some(event) => self.heard(event),
                     None => return,
                 },
                 event = watched(&mut self.watchdog) => self.watched(event),
                 said = self.witness.said() => self.witness_said(said),
-                () = tokio::time::sleep(pause) => None,
+                () = tokio::time::sleep(pause) => self.asked(),
             };
             self.step(event.unwrap_or(Event::Tick)).await;
         }
@@ -300,7 +309,11 @@ impl Agent {
             Role::Primary(primary) => {
                 primary.change.is_none() && primary.renewal.is_none() && primary.handing.is_none()
             }
-            Role::Voter => self.node.primary(boottime_ms()).is_some(),
+            // Whoever belongs to no store yet waits for the manager, or for a primary's message.
+            Role::Voter => {
+                self.node.durable().configuration.is_none()
+                    || self.node.primary(boottime_ms()).is_some()
+            }
             Role::PreVoting { .. } | Role::Electing(_) => false,
         };
         !settled || !self.queue.is_empty()
@@ -328,10 +341,7 @@ impl Agent {
                 // What was under way is void; the cut finds out by itself what became of it.
                 self.following = None;
                 self.queue.retain(|op| *op == Op::Cut);
-                if let Some(running) = self.running.take_if(|r| r.op != Op::Cut) {
-                    running.task.abort();
-                    self.hands.session = Arc::default();
-                }
+                self.give_up_running(&Op::Cut).await;
                 self.queue.push_back(Op::Cut);
                 self.begin_next();
             }
@@ -342,10 +352,51 @@ impl Agent {
                 self.rebuilt_from = Some(history);
             }
             Effect::Enforce(rule) => self.queue.push_back(Op::Enforce(rule)),
-            Effect::Promote => self.queue.push_back(Op::Promote),
+            Effect::Promote => {
+                // From the moment PostgreSQL may accept writes, not only from the first heartbeat on.
+                if let Role::Electing(election) = self.node.role()
+                    && let Phase::Promoting { sent, .. } = &election.phase
+                {
+                    let until = *sent + self.timing().lease;
+                    self.guard(until);
+                }
+                self.queue.push_back(Op::Promote);
+            }
             Effect::Serve { until } => self.guard(until),
             Effect::StopCleanly => self.queue.push_back(Op::StopCleanly),
             Effect::Tell(story) => self.tell(story),
+        }
+    }
+
+    /// Ends what is under way, unless it is `keep`. It is certainly over when this returns: an operation that is
+    /// only told to end could still promote PostgreSQL behind the back of the cut that follows.
+    async fn give_up_running(&mut self, keep: &Op) {
+        if let Some(mut running) = self.running.take_if(|r| r.op != *keep) {
+            running.task.abort();
+            let _ = (&mut running.task).await;
+            self.hands.session = Arc::default();
+        }
+    }
+
+    /// PostgreSQL ended, or is to: none of it is left before anybody is told that it's gone. Its processes may
+    /// outlive their postmaster, and answer clients.
+    async fn end(&mut self) {
+        if self.queue.contains(&Op::Cut) || self.running.as_ref().is_some_and(|r| r.op == Op::Cut) {
+            // It makes sure of the same.
+            return;
+        }
+        self.queue.clear();
+        self.give_up_running(&Op::End).await;
+        if self.running.is_none() {
+            self.queue.push_back(Op::End);
+            self.begin_next();
+        }
+    }
+
+    /// There is no primary to guard any more, as a process.
+    fn release(&mut self) {
+        if let Some(watchdog) = &mut self.watchdog {
+            let _ = watchdog.release();
         }
     }
 
@@ -430,6 +481,7 @@ impl Agent {
 
     fn watched(&mut self, event: watchdog::Event) -> Option<Event<String>> {
         match event {
+            watchdog::Event::Killed(0) => debug!("the watchdog found nothing to end"),
             watchdog::Event::Killed(count) => {
                 error!(count, "the watchdog ended PostgreSQL: its lease was over");
             }
@@ -479,11 +531,8 @@ impl Agent {
                 self.left = false;
             }
             Story::SteppedDown { term, why } => {
+                // The watchdog stays on guard until PostgreSQL is gone: this process may be frozen before that.
                 warn!(term, "stops serving: {why}");
-                if let Some(watchdog) = &mut self.watchdog {
-                    // PostgreSQL is on its way out by now; to guard a dead process is only noise.
-                    let _ = watchdog.release();
-                }
             }
             Story::Stuck(why) => {
                 if self.stuck.as_deref() != Some(why) {
@@ -567,7 +616,9 @@ impl Agent {
                     (false, true) => Duration::from_millis(200),
                     (false, false) => LOOK,
                 };
-                (Op::Standbys, every)
+                // One that doesn't answer must not keep this from noticing in time that it doesn't.
+                let left = self.patience().saturating_sub(self.answered.elapsed());
+                (Op::Standbys(left.max(Duration::from_millis(500))), every)
             }
             _ => return,
         };
@@ -612,11 +663,14 @@ impl Agent {
         None
     }
 
-    fn done(&mut self, done: Done) -> Option<Event<String>> {
+    async fn done(&mut self, done: Done) -> Option<Event<String>> {
         self.running = None;
         match done {
             Done::Cut(end) => {
                 self.following = None;
+                if self.hands.server.process().is_none() {
+                    self.release();
+                }
                 Some(Event::Cut { end })
             }
             Done::Enforced(rule, position) => {
@@ -630,6 +684,7 @@ impl Agent {
             }
             Done::Stopped(end) => {
                 self.left = true;
+                self.release();
                 Some(Event::Stopped { end })
             }
             Done::Settled(end) => Some(Event::Standby { end }),
@@ -644,23 +699,34 @@ impl Agent {
                     streaming,
                 })
             }
-            Done::Failed(what, error) => self.failed(what, &error),
+            Done::Ended => {
+                self.release();
+                Some(Event::Lost { wiped: false })
+            }
+            Done::Failed(what, error) => self.failed(what, &error).await,
         }
     }
 
-    fn failed(&mut self, what: &'static str, error: &anyhow::Error) -> Option<Event<String>> {
+    /// A primary whose PostgreSQL doesn't answer for so long has none.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(u64::from(self.detection()) * 2)
+    }
+
+    async fn failed(&mut self, what: &'static str, error: &anyhow::Error) -> Option<Event<String>> {
         let looking = matches!(what, "settle" | "receive");
         if looking {
             debug!("can't {what}: {error:#}");
             return None;
         }
         warn!("can't {what}: {error:#}");
+        // Whatever is the matter with this session, the next need not have it.
+        self.hands.session = Arc::default();
         // Asked again with the next attempt, change or look; a primary that doesn't answer for long has ended.
-        let patience = Duration::from_secs(u64::from(self.detection()) * 2);
         let serving = self.node.serving().is_some();
-        if what == "promote" || (serving && self.answered.elapsed() >= patience) {
+        if what == "promote" || (serving && self.answered.elapsed() >= self.patience()) {
             error!("PostgreSQL doesn't do what it is asked: ends it");
-            return Some(Event::Lost { wiped: false });
+            self.end().await;
+            return None;
         }
         if what == "enforce"
             && let Role::Primary(primary) = self.node.role()
@@ -752,7 +818,7 @@ impl Agent {
                 self.hands.session = Arc::default();
                 // One that this agent stopped itself is reported by the operation that stopped it.
                 if !by_agent {
-                    return Some(Event::Lost { wiped: false });
+                    self.end().await;
                 }
             }
             Input::Wiped => {
@@ -768,6 +834,9 @@ impl Agent {
                     let now = boottime_ms();
                     let me = self.hands.me.clone();
                     self.node = Node::new(me, durable, self.timing(), now, rand::random());
+                    if let Some(store) = self.store.clone() {
+                        return self.take_store(store).await;
+                    }
                 }
             }
             Input::Copied(history) => {
@@ -776,10 +845,10 @@ impl Agent {
             }
             Input::Stranded => return Some(Event::Stranded),
             Input::Leave => {
+                self.leaving = true;
                 if self.node.serving().is_some() {
                     return Some(Event::HandOver(None));
                 }
-                self.left = true;
             }
         }
         None
@@ -831,14 +900,27 @@ impl Agent {
             self.fence = fence;
             self.step(Event::Fence(fence)).await;
         }
-        if let Some(term) = store::accept_loss(&new, &self.config.instance)
+        self.asked()
+    }
+
+    /// What a person or the operator asks for by the store's object. Looked at again and again: it may not have been
+    /// possible when it was read.
+    fn asked(&mut self) -> Option<Event<String>> {
+        let store = self.store.clone()?;
+        if let Some(term) = store::accept_loss(&store, &self.config.instance)
             && self.node.durable().at().0 == term
-            && self.node.serving().is_none()
+            && matches!(self.node.role(), Role::Voter | Role::PreVoting { .. })
+            && matches!(
+                self.node.local(),
+                Local::Standing { .. } | Local::Following { .. }
+            )
+            && self.loss.is_none_or(|at| at.elapsed() >= SWITCH_AGAIN)
         {
             warn!(term, "a person accepts that commits are lost");
-            self.step(Event::AcceptLoss).await;
+            self.loss = Some(Instant::now());
+            return Some(Event::AcceptLoss);
         }
-        self.switchover(&new)
+        self.switchover(&store)
     }
 
     /// A planned switchover that the store's annotation asks for, once per wish and term, and again after a while.
@@ -978,7 +1060,8 @@ impl Agent {
             fenced: self.fence,
             stuck: self.why_stuck(),
             failover: self.last.clone(),
-            left: self.left,
+            // Also if it stopped serving for another reason than its hand-over.
+            left: self.left || (self.leaving && self.node.serving().is_none()),
             ..view_of(&self.node, &self.hands.me)
         };
         self.view.send_if_modified(|now| {
@@ -1007,10 +1090,14 @@ async fn operate(hands: &Hands, op: Op, slots: &[String]) -> Done {
     let failed = |what: &'static str| move |e: anyhow::Error| Done::Failed(what, e);
     match op {
         Op::Cut => Done::Cut(hands.cut().await),
-        Op::Enforce(rule) => hands
-            .enforce(&rule)
-            .await
-            .map_or_else(failed("enforce"), |at| Done::Enforced(rule, at)),
+        Op::Enforce(rule) => match hands.enforce(&rule).await {
+            Ok(at) => Done::Enforced(rule, at),
+            Err(e) => {
+                // It is tried again at once.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Done::Failed("enforce", e)
+            }
+        },
         Op::Promote => hands
             .promote(slots)
             .await
@@ -1019,6 +1106,9 @@ async fn operate(hands: &Hands, op: Op, slots: &[String]) -> Done {
             }),
         Op::StopCleanly => Done::Stopped(hands.stop_cleanly(CLEAN_STOP).await),
         Op::Settle => {
+            if let Err(e) = hands.alone() {
+                return Done::Failed("settle", e);
+            }
             let settled = tokio::time::timeout(Duration::from_secs(2), hands.settle()).await;
             match settled {
                 Ok(settled) => settled.map_or_else(failed("settle"), Done::Settled),
@@ -1029,10 +1119,18 @@ async fn operate(hands: &Hands, op: Op, slots: &[String]) -> Done {
             .received()
             .await
             .map_or_else(failed("receive"), |end| Done::Received(from, end)),
-        Op::Standbys => hands
-            .standbys()
-            .await
-            .map_or_else(failed("look at the standbys"), Done::Standbys),
+        Op::Standbys(limit) => match tokio::time::timeout(limit, hands.standbys()).await {
+            Ok(Ok(seen)) => Done::Standbys(seen),
+            Ok(Err(e)) => Done::Failed("look at the standbys", e),
+            Err(_) => Done::Failed(
+                "look at the standbys",
+                anyhow::anyhow!("PostgreSQL doesn't answer"),
+            ),
+        },
+        Op::End => {
+            hands.end(END_LIMIT).await;
+            Done::Ended
+        }
     }
 }
 
