@@ -125,7 +125,12 @@ impl<I: Id> Node<I> {
         if let Some(proposed) = primary.proposed() {
             supported = supported.min(primary.supported(&self.me, now, proposed));
         }
-        let until = supported + self.timing.lease;
+        let lease = if self.errs(Mistake::LeaseTooLong) {
+            self.timing.detection * 2
+        } else {
+            self.timing.lease
+        };
+        let until = supported + lease;
         if now >= until {
             return self.step_down(now, "no majority answered within the lease", false);
         }
@@ -179,7 +184,6 @@ impl<I: Id> Node<I> {
     ) {
         self.note_term(promised);
         let me = self.me.clone();
-        let late = self.errs(Mistake::LeaseFromAnswer);
         // One that is to join could otherwise never accept.
         let joining = self.wish.as_ref().is_some_and(|w| w.voters.contains(&from));
         let Some(primary) = self.primary_mut() else {
@@ -197,9 +201,6 @@ impl<I: Id> Node<I> {
             primary.informed.insert(from.clone());
             let answered = primary.answered.entry(from).or_insert(0);
             *answered = sent.max(*answered);
-            if late {
-                *answered = now;
-            }
         }
         self.tick_primary(now);
     }
