@@ -157,7 +157,7 @@ impl<I: Id> Node<I> {
         stagger * rank + self.chance(stagger / 2)
     }
 
-    fn eligible(&self) -> bool {
+    pub(super) fn eligible(&self) -> bool {
         let Some(c) = self.basis() else {
             return false;
         };
@@ -320,7 +320,7 @@ impl<I: Id> Node<I> {
 
     // --- the election
 
-    fn elect(&mut self, now: Millis, term: Term) {
+    pub(super) fn elect(&mut self, now: Millis, term: Term) {
         let term = term.max(self.durable.promised + 1);
         self.note_term(term);
         let farewell = self.farewell.as_ref().map(|(term, _)| *term);

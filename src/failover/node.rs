@@ -167,6 +167,9 @@ pub struct Node<I: Id> {
     pub(super) random: u64,
     #[cfg(test)]
     pub(super) planted: Option<super::planted::Mistake>,
+    /// Does nothing by itself: the model checker chooses when it suspects, asks and beats.
+    #[cfg(test)]
+    pub(super) passive: bool,
     pub(super) out: Vec<Effect<I>>,
 }
 
@@ -198,6 +201,8 @@ impl<I: Id> Node<I> {
             random: seed | 1,
             #[cfg(test)]
             planted: None,
+            #[cfg(test)]
+            passive: false,
             out: Vec::new(),
         }
     }
@@ -362,6 +367,10 @@ impl<I: Id> Node<I> {
     }
 
     fn tick(&mut self, now: Millis) {
+        #[cfg(test)]
+        if self.passive && matches!(self.role, Role::Voter) {
+            return;
+        }
         match &self.role {
             Role::Voter | Role::PreVoting { .. } => self.tick_candidate(now),
             Role::Electing(_) => self.tick_election(now),

@@ -35,8 +35,8 @@ pub(super) enum Mistake {
     NewRuleEarly,
     /// Proposes the new rule before its members have flushed.
     NotFlushed,
-    /// The lease counts from the answer.
-    LeaseFromAnswer,
+    /// The lease lasts longer than others wait.
+    LeaseTooLong,
     /// Half of the voters are enough.
     HalfIsEnough,
     /// Becomes primary where none may be.

@@ -149,7 +149,12 @@ impl<I: Id> Node<I> {
         if let Some(proposed) = primary.proposed() {
             supported = supported.min(primary.supported(&self.me, now, proposed, None));
         }
-        let until = supported + self.timing.lease;
+        let lease = if self.errs(Mistake::LeaseTooLong) {
+            self.timing.detection * 2
+        } else {
+            self.timing.lease
+        };
+        let until = supported + lease;
         if now >= until {
             return self.step_down(now, "no majority answered within the lease", false);
         }
@@ -215,7 +220,6 @@ impl<I: Id> Node<I> {
     ) {
         self.note_term(promised);
         let me = self.me.clone();
-        let late = self.errs(Mistake::LeaseFromAnswer);
         // One that is to join could otherwise never accept.
         let joining = self.wish.as_ref().is_some_and(|w| w.voters.contains(&from));
         let Some(primary) = self.primary_mut() else {
@@ -236,9 +240,6 @@ impl<I: Id> Node<I> {
             }
             let answered = primary.answered.entry(from).or_insert(0);
             *answered = sent.max(*answered);
-            if late {
-                *answered = now;
-            }
         }
         self.tick_primary(now);
     }

@@ -47,8 +47,11 @@ impl<I: Id> Node<I> {
         farewell: Option<Term>,
     ) {
         self.note_term(term);
-        let promised = self.durable.promised;
-        let mine = term == promised && self.durable.coordinator.as_ref() == Some(&from);
+        let promised = self.bound();
+        let mine = match &self.pending {
+            Some(Pending::Vote { term: t, to }) if *t == promised => term == *t && *to == from,
+            _ => term == promised && self.durable.coordinator.as_ref() == Some(&from),
+        };
         if term < promised || (term == promised && !mine) || from == self.me {
             return self.send(&from, Message::Refused { term, promised });
         }
@@ -107,6 +110,17 @@ impl<I: Id> Node<I> {
                 configuration,
             },
         );
+    }
+
+    /// The highest term that this voter has promised, or is about to once its copy is cut. What is asked of it
+    /// meanwhile is answered as if it had: an answer that lets a primary serve, and then a vote against it
+    /// within the detection time, must not both come from here.
+    fn bound(&self) -> Term {
+        let promised = self.durable.promised;
+        match &self.pending {
+            Some(Pending::Vote { term, .. }) => promised.max(*term),
+            _ => promised,
+        }
     }
 
     fn promise(&mut self, term: Term, to: &I) {
@@ -216,8 +230,9 @@ impl<I: Id> Node<I> {
             let (term, version) = new.at();
             return self.send(from, Message::Accepted { term, version });
         }
-        if !self.acceptable(&new) {
-            let (term, promised) = (new.term, self.durable.promised);
+        let bound = self.bound();
+        if !self.acceptable(&new) || new.term < bound {
+            let (term, promised) = (new.term, bound);
             return self.send(from, Message::Refused { term, promised });
         }
         if self.pledged(&new) {
@@ -290,6 +305,9 @@ impl<I: Id> Node<I> {
         }
         self.note_configuration(&configuration);
         let (promised, term) = (self.durable.promised, configuration.term);
+        if term < self.bound() && self.bound() != promised {
+            return;
+        }
         let coordinator = self.durable.coordinator.clone();
         let answer = Message::Heard {
             seq,

@@ -70,7 +70,7 @@ impl Plan {
             M::RenewalWithoutJointRule => (&[Kind::FalseDeath, Kind::CutOneWay, Kind::Crash], 5, 0),
             M::PromotedAfterHigherVote => (&[Kind::FalseDeath, Kind::TrueDeath], 3, 0),
             M::PromiseForgotten => (&[Kind::FalseDeath, Kind::CutOneWay], 5, 40),
-            M::LeaseFromAnswer => (&[Kind::Isolate, Kind::CutOneWay], 3, 0),
+            M::LeaseTooLong => (&[Kind::Isolate, Kind::CutOneWay], 100, 0),
             M::EveryPromiseIsRenewal => (&[Kind::HandOver, Kind::PostgresCrash], 5, 0),
             M::UninformedMembers => (&[Kind::PostgresCrash, Kind::Freeze, Kind::CutOneWay], 4, 0),
             M::RebuildingIsData => (&[Kind::LoseCopy, Kind::Crash, Kind::TrueDeath], 40, 200),

@@ -1,6 +1,7 @@
 //! Tests of the protocol as a whole: a seeded simulation with a model of PostgreSQL, and a model checker.
 
 mod chaos;
+mod checker;
 mod oracle;
 mod postgres;
 mod simulation;

@@ -160,7 +160,7 @@ fn planted_mistakes_are_noticed() {
     let all = [
         RebuildingIsData, LaggardsAreMembers, ResumedTerm, NewestTimelineWins, RenewalWithoutJointRule,
         OlderVersionAccepted, PromotedAfterHigherVote, ChangeWithdrawn, NoneNeedsToBeHeard, VoteBeforeCut,
-        PromiseForgotten, NewRuleEarly, NotFlushed, LeaseFromAnswer, HalfIsEnough, PolicyIgnored,
+        PromiseForgotten, NewRuleEarly, NotFlushed, LeaseTooLong, HalfIsEnough, PolicyIgnored,
         UninformedMembers, EveryPromiseIsRenewal, PromotedUnruled, WitnessNotWatched, IdentityKept,
     ];
     let most = number("DOMICILE_PLANTED").unwrap_or(3_000);

@@ -7,7 +7,7 @@ use super::oracle::{Oracle, V};
 use super::postgres::{Connection, Postgres, Rec, Sender, State, Wal};
 use crate::failover::planted::Mistake;
 use crate::failover::{
-    Configuration, Durable, Effect, Event, History, Local, Message, Millis, Node, Register, Role, Rule,
+    Configuration, Durable, Effect, Era, Event, History, Local, Message, Millis, Node, Register, Role, Rule,
     Streaming, Term, Timing, Wanted, Watch, Wish, held,
 };
 
@@ -614,6 +614,13 @@ impl World {
         }
     }
 
+    /// Without eras that never began. A member may have accepted a configuration whose primary then followed
+    /// somebody else instead of being promoted, and passed that on; no copy can hold more of such an era.
+    fn begun(&self, history: &[Era]) -> Vec<Era> {
+        let real = |e: &&Era| e.term == 1 || self.oracle.promoted.contains_key(&e.term);
+        history.iter().filter(real).cloned().collect()
+    }
+
     /// What is voted as data has to be what is there.
     fn check_sent(&mut self, i: usize, message: &Message<V>) {
         if let Message::Accept { configuration, .. } = message {
@@ -628,7 +635,7 @@ impl World {
         {
             let wal = &self.slots[i].pg.wal;
             let eras = wal.eras();
-            let said = held(&copy.history, copy.end);
+            let said = self.begun(held(&copy.history, copy.end));
             // Others may have streamed on from an upstream that was promoted, or followed somebody, without
             // their knowing; that makes them strangers to every later primary, never members.
             let same = said.len() <= eras.len() && said.iter().zip(&eras).all(|(a, b)| (a.term, a.start) == (b.term, b.start));
@@ -846,7 +853,7 @@ impl World {
                 self.oracle.fail(why);
             }
         }
-        let (history, eras) = (&self.slots[i].disk.history, wal.eras());
+        let (history, eras) = (self.begun(&self.slots[i].disk.history), wal.eras());
         let same = history.len() == eras.len() + 1 && history.iter().zip(&eras).all(|(a, b)| (a.term, a.start) == (b.term, b.start));
         if !same || history.last().map(|e| (e.term, e.start)) != Some((configuration.term, wal.end())) {
             let why = format!("{i} is promoted with eras {history:?}, but holds {eras:?}");
