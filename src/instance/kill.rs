@@ -195,7 +195,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     /// A shell with two children, in a directory of its own.
-    fn tree(dir: &std::path::Path) -> Child {
+    fn tree(dir: &Path) -> Child {
         let mut child = Command::new("sh")
             .args(["-c", "sleep 1000 & sleep 1000 & echo up; wait"])
             .current_dir(dir)
