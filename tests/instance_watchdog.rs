@@ -337,7 +337,10 @@ async fn nothing_of_postgresql_is_left_after_stop_now() {
         for how in ["healthy", "frozen", "orphans"] {
             let primary = bed.start(1);
             bed.until_ready(1).await;
-            until("it answers", async || primary.sql("SELECT 1").await.is_ok()).await;
+            until("it serves", async || {
+                primary.app_sql("SELECT pg_is_in_recovery()").await == Ok("f".into())
+            })
+            .await;
             busy(&primary, 2).await;
             let (postmaster, all) = family(&primary);
             let mut family = Family::of(postmaster);

@@ -137,7 +137,7 @@ impl Manager {
         self.metrics.started();
         self.agent
             .server
-            .started(postgres.pid(), mode == Mode::Founding);
+            .started(postgres.pid(), &self.volume.data(), mode == Mode::Founding);
         let _ = self.agent.input.send(Input::Started);
         self.postgres = Some(postgres);
         self.stopping = None;

@@ -16,6 +16,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -53,6 +54,17 @@ impl Family {
             known: BTreeSet::new(),
             looks: 0,
         }
+    }
+
+    /// Of a postmaster that was just started on this data directory, and hasn't gone there yet: it does so itself, a
+    /// moment after its start.
+    #[must_use]
+    pub fn on(postmaster: Proc, data: &Path) -> Self {
+        let mut family = Self::of(postmaster);
+        if let (Some([_, cwd]), Ok(meta)) = (&mut family.home, std::fs::metadata(data)) {
+            *cwd = (meta.dev(), meta.ino());
+        }
+        family
     }
 
     /// The postmaster.
@@ -183,7 +195,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     /// A shell with two children, in a directory of its own.
-    fn tree(dir: &std::path::Path) -> Child {
+    fn tree(dir: &Path) -> Child {
         let mut child = Command::new("sh")
             .args(["-c", "sleep 1000 & sleep 1000 & echo up; wait"])
             .current_dir(dir)
@@ -221,6 +233,23 @@ mod tests {
         assert_eq!(family.living().unwrap().len(), 2);
         stop_now(&mut family, Duration::from_secs(5)).await.unwrap();
         assert!(before.iter().all(|p| !p.alive()));
+    }
+
+    #[tokio::test]
+    async fn also_of_one_that_was_elsewhere_when_it_began() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = tree(dir.path());
+        let process = Proc::of(child.id()).unwrap();
+        assert_eq!(
+            Family::on(process, dir.path()).home,
+            Family::of(process).home
+        );
+        let other = Family::on(process, Path::new("/"));
+        assert_ne!(other.home, Family::of(process).home);
+        stop_now(&mut Family::of(process), Duration::from_secs(5))
+            .await
+            .unwrap();
+        child.wait().unwrap();
     }
 
     #[tokio::test]

@@ -93,6 +93,11 @@ pub struct Manager {
     pub(super) live: bool,
     /// The store as last seen isn't on the volume yet.
     pub(super) unkept: bool,
+    /// It is on its way there: beside the loop, since manager and agent share a thread, and a disk that takes
+    /// seconds would cost a primary its lease.
+    pub(super) keeping: Option<JoinHandle<anyhow::Result<()>>>,
+    /// The volume doesn't take it, and that was said.
+    pub(super) complained: bool,
     pub(super) programs: Option<Result<Programs, String>>,
     pub(super) content: Content,
     pub(super) space: (u64, u64),
@@ -200,6 +205,8 @@ impl Manager {
             begun: Instant::now(),
             live: false,
             unkept: false,
+            keeping: None,
+            complained: false,
             programs: None,
             certificate: None,
             credentials: None,

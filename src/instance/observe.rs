@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use futures::FutureExt as _;
 use tracing::{info, warn};
 
 use super::agent::Input;
@@ -13,7 +14,7 @@ use super::manager::{Manager, PARAMETERS_FACT, STORE_FACT, Task};
 use super::plan::{self, Content, Duty, Mode, Process, Seen, Source};
 use super::session::Session;
 use super::tls::{Certificate, Credentials};
-use super::{files, jobs, programs, store, vitals};
+use super::{files, jobs, programs, store, vitals, volume};
 use crate::failover::Wanted;
 
 impl Manager {
@@ -43,14 +44,7 @@ impl Manager {
     }
 
     fn take_store(&mut self) {
-        // What the volume didn't take before (it was full, mostly) is offered again: a restart without the API
-        // server must not go by an older view.
-        if self.unkept
-            && let Some(store) = &self.store
-            && self.volume.remember(STORE_FACT, store.as_ref()).is_ok()
-        {
-            self.unkept = false;
-        }
+        self.keep_store();
         let seen = self.api.store.borrow_and_update().clone();
         let Some(seen) = seen else { return };
         self.live = true;
@@ -65,13 +59,34 @@ impl Manager {
             let _ = self.agent.input.send(Input::Store(newer.clone()));
         }
         self.store = Some(newer);
-        if differs
-            && let Some(store) = &self.store
-            && let Err(e) = self.volume.remember(STORE_FACT, store.as_ref())
-        {
-            // What is known in memory still counts.
-            warn!("{e:#}");
+        if differs {
             self.unkept = true;
+            self.keep_store();
+        }
+    }
+
+    /// What the volume didn't take before (it was full, mostly) is offered again: a restart without the API server
+    /// must not go by an older view.
+    fn keep_store(&mut self) {
+        if let Some(kept) = self.keeping.take_if(|k| k.is_finished()) {
+            match kept.now_or_never() {
+                Some(Ok(Ok(()))) => self.complained = false,
+                // What is known in memory still counts.
+                Some(Ok(Err(e))) if !self.complained => {
+                    warn!("{e:#}");
+                    (self.unkept, self.complained) = (true, true);
+                }
+                _ => self.unkept = true,
+            }
+        }
+        if self.unkept
+            && self.keeping.is_none()
+            && let Some(store) = self.store.clone()
+        {
+            self.unkept = false;
+            let root = self.volume.root().to_owned();
+            let keep = move || volume::remember(&root, STORE_FACT, store.as_ref());
+            self.keeping = Some(tokio::task::spawn_blocking(keep));
         }
     }
 
@@ -219,12 +234,16 @@ impl Manager {
         // What it started with works, whatever the next change brings.
         let remembered: Option<BTreeMap<String, String>> =
             self.volume.recall(PARAMETERS_FACT).ok().flatten();
-        if remembered.as_ref() != Some(&self.parameters_started)
-            && let Err(e) = self
-                .volume
-                .remember(PARAMETERS_FACT, &self.parameters_started)
-        {
-            warn!("{e:#}");
+        if remembered.as_ref() != Some(&self.parameters_started) {
+            let (root, parameters) = (
+                self.volume.root().to_owned(),
+                self.parameters_started.clone(),
+            );
+            tokio::task::spawn_blocking(move || {
+                if let Err(e) = volume::remember(&root, PARAMETERS_FACT, &parameters) {
+                    warn!("{e:#}");
+                }
+            });
         }
     }
 

@@ -134,9 +134,7 @@ impl Volume {
     /// # Errors
     /// As the file system's.
     pub fn remember<T: Serialize>(&self, name: &str, fact: &T) -> anyhow::Result<()> {
-        let bytes = serde_json::to_vec(fact)?;
-        files::replace_durably(&self.root.join(STATE).join(name), &bytes, 0o600)
-            .with_context(|| format!("can't write {STATE}/{name} on the volume"))
+        remember(&self.root, name, fact)
     }
 
     /// A fact from `state/`, if it was ever kept.
@@ -152,6 +150,16 @@ impl Volume {
             .with_context(|| format!("{STATE}/{name} on the volume can't be understood"))?;
         Ok(Some(fact))
     }
+}
+
+/// As [`Volume::remember`], for a thread that may wait for the disk.
+///
+/// # Errors
+/// As the file system's.
+pub fn remember<T: Serialize>(root: &Path, name: &str, fact: &T) -> anyhow::Result<()> {
+    let bytes = serde_json::to_vec(fact)?;
+    files::replace_durably(&root.join(STATE).join(name), &bytes, 0o600)
+        .with_context(|| format!("can't write {STATE}/{name} on the volume"))
 }
 
 /// What a directory is, as PGDATA.

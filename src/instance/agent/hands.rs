@@ -5,7 +5,7 @@
 //! Never: decides; answers that something is cut while a process lives that could still acknowledge.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -49,11 +49,11 @@ impl Server {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It was started.
-    pub fn started(&self, pid: u32, leads: bool) {
+    /// It was started, on this data directory.
+    pub fn started(&self, pid: u32, data: &Path, leads: bool) {
         self.1.store(false, Ordering::Relaxed);
         *self.state() = State {
-            family: Proc::of(pid).map(Family::of),
+            family: Proc::of(pid).map(|p| Family::on(p, data)),
             leads,
         };
     }
