@@ -592,7 +592,7 @@ fn scenarios() -> Vec<(&'static str, Scenario)> {
     vec![
         ("3 voters, one election, one crash", three.clone()),
         ("3 voters, two elections", Scenario { left: Left { elections: 2, crashes: 0, ..left }, ..three.clone() }),
-        ("2 + witness, two elections, one crash", Scenario { left: Left { elections: 2, ..left }, ..two.clone() }),
+        ("2 + witness, two elections, one crash", Scenario { left: Left { elections: 2, ..left }, ..two }),
         (
             "3 voters, Preferred, a change in flight",
             Scenario {
