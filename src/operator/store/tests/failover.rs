@@ -196,7 +196,7 @@ fn one_that_goes_is_told_first_and_goes_when_nobody_counts_on_it() {
             .configuration
             .as_mut()
             .unwrap()
-            .term -= 1
+            .term -= 1;
     });
     assert!(deleted(&world.plan()).is_empty());
     world.store(|s| s.status.as_mut().unwrap().configuration = Some(agreed));
