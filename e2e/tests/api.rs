@@ -572,3 +572,152 @@ async fn bad_input_is_refused_with_what_to_do() -> Result<()> {
     );
     Ok(())
 }
+
+impl World {
+    /// What an instance would say of itself, and, as the primary, of the store.
+    async fn say(&self, name: &str, entry: Value, store: Value) -> Result<()> {
+        let mut status = store;
+        status["instances"] = json!([entry]);
+        status["instances"][0]["name"] = json!(name);
+        let patch = json!({ "apiVersion": "domicile.dev/v1alpha1", "kind": "PrivacyDataStore", "status": status });
+        let params = PatchParams::apply(&format!("domicile-instance/{name}")).force();
+        self.stores()
+            .patch_status("consumers", &params, &Patch::Apply(patch))
+            .await?;
+        Ok(())
+    }
+
+    async fn annotate(&self, annotation: &str, value: &str) -> Result<()> {
+        let patch = json!({ "metadata": { "annotations": { annotation: value } } });
+        self.stores()
+            .patch("consumers", &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        Ok(())
+    }
+
+    async fn notes(&self, reason: &str) -> Result<Vec<String>> {
+        let events: Api<k8s_openapi::api::events::v1::Event> = self.within();
+        Ok(events
+            .list(&ListParams::default())
+            .await?
+            .into_iter()
+            .filter(|e| e.reason.as_deref() == Some(reason))
+            .filter_map(|e| e.note)
+            .collect())
+    }
+}
+
+/// The instances decide and the operator follows; what people ask is answered; who leaves is told first.
+#[tokio::test]
+async fn the_operator_follows_the_instances() -> Result<()> {
+    let mut world = World::new(false).await?;
+    world.regions().await?;
+    world.policy().await?;
+    world.operator("one", 18105)?;
+    world
+        .apply(&World::store(
+            "consumers",
+            &[("us-west", 2), ("us-east", 1)],
+        ))
+        .await?;
+    let store = world
+        .wait("consumers", |s| {
+            s.data["status"]["instances"]
+                .as_array()
+                .is_some_and(|all| all.len() == 3 && all.iter().all(|i| i["node"].is_string()))
+        })
+        .await?;
+    let may: Vec<&Value> = store.data["status"]["instances"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|i| &i["mayBePrimary"])
+        .collect();
+    assert_eq!(may, [&json!(true), &json!(true), &json!(false)]);
+
+    let agreed = |term: i64, primary: &str, voters: &[&str]| json!({ "term": term, "version": 1, "primary": primary, "voters": voters, "syncMembers": [], "acks": 1 });
+    let all = ["consumers-1/a", "consumers-2/b", "consumers-3/c"];
+    let primary = |term: i64| json!({ "role": "Primary", "ready": true, "durable": true, "term": term, "systemIdentifier": "7" });
+    let founded = json!({
+        "configuration": agreed(2, all[0], &all),
+        "lastFailover": { "term": 2, "primary": "consumers-1", "previousPrimary": "consumers-9", "reason": "Founding" },
+    });
+    world.say("consumers-1", primary(2), founded).await?;
+    world
+        .wait("consumers", |s| s.data["status"]["term"] == 2)
+        .await?;
+
+    let now = jiff::Timestamp::now();
+    let moved = json!({
+        "configuration": agreed(3, all[1], &all),
+        "lastFailover": { "term": 3, "primary": "consumers-2", "reason": "PrimaryDead",
+                          "detectedAt": now, "promotedAt": now, "routedAt": now },
+    });
+    world.say("consumers-2", primary(3), moved.clone()).await?;
+    let store = world
+        .wait("consumers", |s| {
+            s.data["status"]["primary"] == "consumers-2" && s.data["status"]["term"] == 3
+        })
+        .await?;
+    let last = &store.data["status"]["lastFailover"];
+    ensure!(
+        last["previousPrimary"].is_null(),
+        "nothing of the one before is mixed in: {last}"
+    );
+
+    // Refused in words, then met; both are taken off.
+    world
+        .annotate("domicile.dev/promote", "consumers-3")
+        .await?;
+    let gone = |s: &DynamicObject| !s.annotations().contains_key("domicile.dev/promote");
+    world.wait("consumers", gone).await?;
+    let refused = world.notes("PromoteRefused").await?;
+    ensure!(
+        refused.len() == 1 && refused[0].contains("us-east is not permitted for Primary"),
+        "{refused:?}"
+    );
+    world
+        .annotate("domicile.dev/promote", "consumers-2")
+        .await?;
+    world.wait("consumers", gone).await?;
+    assert_eq!(world.notes("PromoteRefused").await?.len(), 1);
+    // Several passes later it was told once, and what the old primary said last hasn't changed anything.
+    let told = world.notes("Failover").await?;
+    ensure!(
+        told.len() == 1 && told[0].starts_with("consumers-2 is primary in term 3: PrimaryDead"),
+        "{told:?}"
+    );
+    let store = world.stores().get("consumers").await?;
+    assert_eq!(store.data["status"]["primary"], "consumers-2");
+
+    // The one that isn't wanted any more stays until the primary has taken it out of the voters.
+    world
+        .apply(&World::store("consumers", &[("us-west", 2)]))
+        .await?;
+    world
+        .wait("consumers", |s| {
+            s.data["status"]["instances"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|i| i["name"] == "consumers-3" && i["leaving"] == true)
+        })
+        .await?;
+    let pods = world.pods().await?;
+    ensure!(
+        pods.iter()
+            .any(|p| p.name_any() == "consumers-3" && p.metadata.deletion_timestamp.is_none()),
+        "it was taken away while it votes"
+    );
+    let mut without = moved;
+    without["configuration"] = agreed(3, all[1], &all[..2]);
+    world.say("consumers-2", primary(3), without).await?;
+    world
+        .wait("consumers", |s| {
+            s.data["status"]["instances"]
+                .as_array()
+                .is_some_and(|all| all.iter().all(|i| i["name"] != "consumers-3"))
+        })
+        .await?;
+    Ok(())
+}

@@ -11,7 +11,9 @@ use super::message::{Copy, Effect, Message, Story};
 use super::node::{Local, Node, Pending, Role};
 use super::planted::Mistake;
 use super::primary::Primary;
-use super::types::{Configuration, Era, History, Id, Lsn, Millis, Relation, Rule, Term, held, relation};
+use super::types::{
+    Configuration, Era, History, Id, Lsn, Millis, Relation, Rule, Term, held, relation,
+};
 
 /// A vote as it came.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

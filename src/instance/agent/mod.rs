@@ -794,7 +794,9 @@ impl Agent {
             .filter(|(name, _)| **name != self.config.instance)
             .map(|(name, at)| {
                 let all = self.listed.get(name).into_iter().chain([at]);
-                let all = all.map(|at| SocketAddr::new(*at, port)).collect::<BTreeSet<_>>();
+                let all = all
+                    .map(|at| SocketAddr::new(*at, port))
+                    .collect::<BTreeSet<_>>();
                 (name.clone(), all)
             })
             .collect();
