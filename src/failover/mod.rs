@@ -24,10 +24,12 @@
 
 mod candidate;
 mod change;
+mod election;
 mod message;
 mod node;
 mod planted;
 mod primary;
+mod promotion;
 mod types;
 mod voter;
 mod witness;

@@ -65,8 +65,7 @@ impl<I: Id> Register<I> {
             } => Some(self.on_request_vote(silent, from, *term, *renewal, *farewell)),
             Message::Accept { configuration, .. } if configuration.primary == *from => {
                 let (term, version) = configuration.at();
-                if self.configuration.as_ref() == Some(configuration)
-                    || self.accept(configuration)
+                if self.configuration.as_ref() == Some(configuration) || self.accept(configuration)
                 {
                     Some(Message::Accepted { term, version })
                 } else {

@@ -111,12 +111,18 @@ impl World {
         let pause = self.rng.range(20, self.plan.pause);
         self.at(pause, Ev::Chaos);
         let kinds = self.plan.kinds.clone();
-        let Some(kind) = self.rng.pick(&kinds) else { return };
+        let Some(kind) = self.rng.pick(&kinds) else {
+            return;
+        };
         // Half of the time the primary, if there is one.
         let count = self.slots.len() as u64;
         let leader = self.slots.iter().position(|s| s.pg.leads());
         let any = self.rng.range(0, count) as usize;
-        let i = if self.rng.one_in(2) { leader.unwrap_or(any) } else { any };
+        let i = if self.rng.one_in(2) {
+            leader.unwrap_or(any)
+        } else {
+            any
+        };
         self.log(|| format!("{kind:?} {i}"));
         match kind {
             Kind::Crash => {
@@ -157,13 +163,25 @@ impl World {
             Kind::Witness => self.block(i, WITNESS),
             Kind::Wipe => self.wipe(i),
             Kind::LoseCopy => {
-                if self.plan.wipes > 0 && self.short_of().is_none() && self.slots[i].up && self.wish.may_be_primary.len() == self.slots.len() {
+                if self.plan.wipes > 0
+                    && self.short_of().is_none()
+                    && self.slots[i].up
+                    && self.wish.may_be_primary.len() == self.slots.len()
+                {
                     self.plan.wipes -= 1;
                     self.stop_postgres(i, super::postgres::State::Down);
                     self.slots[i].pg.copy = false;
                     let boot = self.slots[i].boot;
                     let run = Some(self.slots[i].pg.run);
-                    self.at(5, Ev::Tell { slot: i, boot, run, event: Event::Lost { wiped: true } });
+                    self.at(
+                        5,
+                        Ev::Tell {
+                            slot: i,
+                            boot,
+                            run,
+                            event: Event::Lost { wiped: true },
+                        },
+                    );
                 }
             }
             Kind::Join => {
@@ -172,7 +190,10 @@ impl World {
                     self.wish.voters.insert(id);
                 }
                 // A store of which nobody may be primary stays down by right, and can't be asked to change.
-                if self.wish.may_be_primary.contains(&id) && self.wish.may_be_primary.len() < self.slots.len() || self.wish.voters.len() < 3 {
+                if self.wish.may_be_primary.contains(&id)
+                    && self.wish.may_be_primary.len() < self.slots.len()
+                    || self.wish.voters.len() < 3
+                {
                     self.wish.voters.insert(id);
                 }
                 self.wish_again();
@@ -214,7 +235,15 @@ impl World {
                 self.step(i, Event::Fence(true));
                 let boot = self.slots[i].boot;
                 let delay = self.rng.range(100, 4_000);
-                self.at(delay, Ev::Tell { slot: i, boot, run: None, event: Event::Fence(false) });
+                self.at(
+                    delay,
+                    Ev::Tell {
+                        slot: i,
+                        boot,
+                        run: None,
+                        event: Event::Fence(false),
+                    },
+                );
             }
         }
     }
@@ -229,7 +258,15 @@ impl World {
                 if delay > 30 {
                     self.oracle.honest = false;
                 }
-                self.at(delay, Ev::Tell { slot: j, boot, run: None, event: Event::Dead(dead) });
+                self.at(
+                    delay,
+                    Ev::Tell {
+                        slot: j,
+                        boot,
+                        run: None,
+                        event: Event::Dead(dead),
+                    },
+                );
             }
         }
     }
@@ -245,12 +282,16 @@ impl World {
     /// The disk is lost: another voter in the same slot. Only while the others hold everything.
     fn wipe(&mut self, i: usize) {
         let needless = self.short_of().is_none() || self.spare(i);
-        if self.plan.wipes == 0 || !needless || self.wish.may_be_primary.len() < self.slots.len() || self.wish.voters.len() < 3 {
+        if self.plan.wipes == 0
+            || !needless
+            || self.wish.may_be_primary.len() < self.slots.len()
+            || self.wish.voters.len() < 3
+        {
             return;
         }
         self.plan.wipes -= 1;
         let old = self.slots[i].id;
-        let kept = self.mistake == Some(crate::failover::planted::Mistake::IdentityKept);
+        let kept = self.mistake == Some(Mistake::IdentityKept);
         let new = if kept { old } else { old + 100 };
         self.crash(i);
         let slot = &mut self.slots[i];
@@ -294,7 +335,15 @@ impl World {
         let wish = self.wish.clone();
         for i in 0..self.slots.len() {
             let (boot, delay) = (self.slots[i].boot, self.rng.range(1, 100));
-            self.at(delay, Ev::Tell { slot: i, boot, run: None, event: Event::Wish(wish.clone()) });
+            self.at(
+                delay,
+                Ev::Tell {
+                    slot: i,
+                    boot,
+                    run: None,
+                    event: Event::Wish(wish.clone()),
+                },
+            );
         }
     }
 
@@ -314,7 +363,15 @@ impl World {
                 self.start(i);
             }
             let boot = self.slots[i].boot;
-            self.at(1, Ev::Tell { slot: i, boot, run: None, event: Event::Fence(false) });
+            self.at(
+                1,
+                Ev::Tell {
+                    slot: i,
+                    boot,
+                    run: None,
+                    event: Event::Fence(false),
+                },
+            );
         }
         self.wish_again();
     }

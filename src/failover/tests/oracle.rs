@@ -41,7 +41,10 @@ impl Oracle {
     }
 
     pub fn configuration(&mut self, c: &Configuration<V>) {
-        let known = self.configurations.entry(c.at()).or_insert_with(|| c.clone());
+        let known = self
+            .configurations
+            .entry(c.at())
+            .or_insert_with(|| c.clone());
         if known != c {
             let why = format!("two configurations at {:?}: {known:?} and {c:?}", c.at());
             self.fail(why);

@@ -49,7 +49,10 @@ impl Wal {
     pub fn append(&mut self, id: u64, term: Term, commit: bool) {
         self.torn = 0;
         let before = self.chain();
-        let chain = (before ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23) ^ id;
+        let chain = (before ^ id)
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .rotate_left(23)
+            ^ id;
         self.recs.push(Rec {
             chain,
             before,
