@@ -24,15 +24,17 @@
 
 mod candidate;
 mod change;
+mod election;
 mod message;
 mod node;
 mod planted;
 mod primary;
+mod promotion;
 mod types;
 mod voter;
 mod witness;
 
-pub use candidate::Phase;
+pub use election::Phase;
 pub use message::{Copy, Effect, Event, Message, Story, Streaming, Wish};
 pub use node::{Local, Node, Role, Timing, Wanted};
 pub use types::{

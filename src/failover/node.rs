@@ -1,13 +1,14 @@
 //! One instance's part in the protocol: its state, and [`Node::step`].
 //!
 //! Owns what is remembered between events, and which part of the protocol an event goes to: `voter` answers
-//! others, `candidate` runs an election, `primary` serves, `change` alters the configuration in a term.
+//! others, `candidate` suspects, `election` and `promotion` go on from there, `primary` serves, `change` alters
+//! the configuration in a term.
 //! Never: keeps anything here that has to survive a crash; that is [`Durable`], and it's on disk before any
 //! effect that depends on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::candidate::Election;
+use super::election::Election;
 use super::message::{Effect, Event, Message, Story, Wish};
 use super::primary::Primary;
 use super::types::{Configuration, Durability, Durable, Era, History, Id, Lsn, Millis, Rule, Term};

@@ -11,8 +11,8 @@ use stateright::{Checker, Model, Property};
 use crate::failover::planted::Mistake;
 use crate::failover::primary::Primary;
 use crate::failover::{
-    Configuration, Durability, Durable, Effect, Era, Event, History, Local, Message, Node, Register, Role, Rule,
-    Streaming, Term, Timing, Wish,
+    Configuration, Durability, Durable, Effect, Era, Event, History, Local, Message, Node,
+    Register, Role, Rule, Streaming, Term, Timing, Wish,
 };
 
 type V = u8;
@@ -60,7 +60,8 @@ struct State {
     /// The rules that each may still use, the one in force first.
     rules: BTreeMap<V, Vec<Rule<V>>>,
     witness: Option<Register<V>>,
-    network: BTreeSet<(V, V, Packet)>,
+    /// What was ever sent, and whether it has arrived once.
+    network: BTreeMap<(V, V, Packet), bool>,
     /// Acknowledgements on their way: to, from, up to.
     acks: BTreeSet<(V, V, usize)>,
     acknowledged: BTreeSet<(Term, usize, Rec)>,
@@ -79,10 +80,21 @@ struct Left {
     wipes: u8,
     polls: u8,
     wishes: u8,
+    repeats: u8,
 }
 
+/// A message, ordered by its hash: any total order does.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Packet(Message<V>);
+struct Packet(u64, std::sync::Arc<Message<V>>);
+
+impl Packet {
+    fn new(message: Message<V>) -> Self {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        message.hash(&mut hasher);
+        Self(hasher.finish(), std::sync::Arc::new(message))
+    }
+}
 
 impl PartialOrd for Packet {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
@@ -92,14 +104,7 @@ impl PartialOrd for Packet {
 
 impl Ord for Packet {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        // Any total order does; equal only if equal.
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let hash = |p: &Self| {
-            let mut h = DefaultHasher::new();
-            p.0.hash(&mut h);
-            h.finish()
-        };
-        hash(self).cmp(&hash(other))
+        self.0.cmp(&other.0)
     }
 }
 
@@ -148,14 +153,21 @@ fn timing() -> Timing {
 impl Scenario {
     fn configuration(&self) -> Configuration<V> {
         let copies: BTreeSet<V> = (0..self.copies).collect();
-        let voters = copies.iter().copied().chain(self.witness.then_some(WITNESS)).collect();
+        let voters = copies
+            .iter()
+            .copied()
+            .chain(self.witness.then_some(WITNESS))
+            .collect();
         let mut c = Configuration {
             term: 1,
             version: 1,
             primary: 0,
             voters,
             witness: self.witness.then_some(WITNESS),
-            sync: Rule { members: self.members.iter().copied().collect(), acks: 0 },
+            sync: Rule {
+                members: self.members.iter().copied().collect(),
+                acks: 0,
+            },
             durability: self.durability,
             may_be_primary: copies,
         };
@@ -172,7 +184,11 @@ impl Scenario {
 
     fn first(&self) -> State {
         let c = self.configuration();
-        let era = Era { term: 1, timeline: 1, start: 0 };
+        let era = Era {
+            term: 1,
+            timeline: 1,
+            start: 0,
+        };
         let mut instances = BTreeMap::new();
         for id in 0..self.copies {
             let disk = Durable {
@@ -190,22 +206,32 @@ impl Scenario {
                 primary.until = FOREVER;
                 node.role = Role::Primary(Box::new(primary));
                 node.local = Local::Leading;
-                leads = Some(Lead { term: 1, flushed: BTreeMap::new(), acknowledged: 1 });
+                leads = Some(Lead {
+                    term: 1,
+                    flushed: BTreeMap::new(),
+                    acknowledged: 1,
+                });
             } else {
-                node.local = Local::Following { upstream: 0, end: 1 };
+                node.local = Local::Following {
+                    upstream: 0,
+                    end: 1,
+                };
             }
-            instances.insert(id, Instance {
-                node,
-                disk,
-                wal: vec![(1, 0)],
-                upstream: (id != 0).then_some(0),
-                cuts: 0,
-                enforcing: Vec::new(),
-                promoting: None,
-                leads,
-                copying: None,
-                whole: true,
-            });
+            instances.insert(
+                id,
+                Instance {
+                    node,
+                    disk,
+                    wal: vec![(1, 0)],
+                    upstream: (id != 0).then_some(0),
+                    cuts: 0,
+                    enforcing: Vec::new(),
+                    promoting: None,
+                    leads,
+                    copying: None,
+                    whole: true,
+                },
+            );
         }
         State {
             instances,
@@ -217,7 +243,7 @@ impl Scenario {
                 w.configuration = Some(c.clone());
                 w
             }),
-            network: BTreeSet::new(),
+            network: BTreeMap::new(),
             acks: BTreeSet::new(),
             acknowledged: BTreeSet::new(),
             promoted: BTreeMap::from([(1, (0, vec![(1, 0)]))]),
@@ -240,14 +266,18 @@ impl State {
     }
 
     fn step(&mut self, id: V, event: Event<V>) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
         let effects = instance.node.step(0, event);
         self.execute(id, effects);
     }
 
     fn execute(&mut self, id: V, effects: Vec<Effect<V>>) {
         for effect in effects {
-            let Some(i) = self.instances.get_mut(&id) else { return };
+            let Some(i) = self.instances.get_mut(&id) else {
+                return;
+            };
             match effect {
                 Effect::Persist(durable) => {
                     if let Some(c) = durable.configuration.clone() {
@@ -266,7 +296,9 @@ impl State {
                         Message::Heartbeat { .. } | Message::Heard { .. } | Message::Refused { .. }
                     );
                     if !silent {
-                        self.network.insert((to, id, Packet(message)));
+                        self.network
+                            .entry((to, id, Packet::new(message)))
+                            .or_insert(false);
                     }
                 }
                 Effect::Cut => i.cuts += 1,
@@ -288,15 +320,24 @@ impl State {
     }
 
     fn know(&mut self, c: &Configuration<V>) {
-        let known = self.configurations.entry(c.at()).or_insert_with(|| c.clone());
-        let two = known != c || self.configurations.range((c.term, 0)..(c.term + 1, 0)).any(|(_, o)| o.primary != c.primary);
+        let known = self
+            .configurations
+            .entry(c.at())
+            .or_insert_with(|| c.clone());
+        let two = known != c
+            || self
+                .configurations
+                .range((c.term, 0)..(c.term + 1, 0))
+                .any(|(_, o)| o.primary != c.primary);
         if two {
             self.fail(Failure::TwoConfigurations);
         }
     }
 
     fn cut_done(&mut self, id: V) {
-        let Some(i) = self.instances.get_mut(&id) else { return };
+        let Some(i) = self.instances.get_mut(&id) else {
+            return;
+        };
         i.cuts -= 1;
         i.upstream = None;
         let led = i.leads.take().is_some() || i.promoting.take().is_some();
@@ -304,10 +345,17 @@ impl State {
             i.enforcing.clear();
             self.rules.remove(&id);
         }
-        let Some(i) = self.instances.get(&id) else { return };
+        let Some(i) = self.instances.get(&id) else {
+            return;
+        };
         let end = i.wal.len() as u64;
         let known = !led && i.copying.is_none() && i.whole;
-        self.step(id, Event::Cut { end: known.then_some(end) });
+        self.step(
+            id,
+            Event::Cut {
+                end: known.then_some(end),
+            },
+        );
         if led {
             // It starts again, as a standby.
             self.step(id, Event::Standby { end });
@@ -315,10 +363,16 @@ impl State {
     }
 
     fn promote_done(&mut self, id: V) {
-        let Some(i) = self.instances.get_mut(&id) else { return };
+        let Some(i) = self.instances.get_mut(&id) else {
+            return;
+        };
         let Some(c) = i.promoting.take() else { return };
         let start = i.wal.len() as u64;
-        i.leads = Some(Lead { term: c.term, flushed: BTreeMap::new(), acknowledged: i.wal.len() + 1 });
+        i.leads = Some(Lead {
+            term: c.term,
+            flushed: BTreeMap::new(),
+            acknowledged: i.wal.len() + 1,
+        });
         let before = i.wal.clone();
         i.wal.push((c.term, 0));
         if self.rules.get(&id).is_none_or(|r| *r != [c.sync.clone()]) {
@@ -327,7 +381,10 @@ impl State {
         if !c.may_be_primary.contains(&id) {
             self.fail(Failure::NotPermitted);
         }
-        let lost = self.acknowledged.iter().any(|(term, at, rec)| *term < c.term && before.get(*at) != Some(rec));
+        let lost = self
+            .acknowledged
+            .iter()
+            .any(|(term, at, rec)| *term < c.term && before.get(*at) != Some(rec));
         if lost {
             self.fail(Failure::Lost);
         }
@@ -338,7 +395,9 @@ impl State {
     }
 
     fn release(&mut self, id: V) {
-        let Some(i) = self.instances.get_mut(&id) else { return };
+        let Some(i) = self.instances.get_mut(&id) else {
+            return;
+        };
         let Some(lead) = &mut i.leads else { return };
         let upto = self
             .rules
@@ -349,7 +408,11 @@ impl State {
                 if rule.acks == 0 {
                     return i.wal.len();
                 }
-                let mut at: Vec<usize> = rule.members.iter().filter_map(|m| lead.flushed.get(m).copied()).collect();
+                let mut at: Vec<usize> = rule
+                    .members
+                    .iter()
+                    .filter_map(|m| lead.flushed.get(m).copied())
+                    .collect();
                 at.sort_unstable_by(|a, b| b.cmp(a));
                 at.get(rule.acks - 1).copied().unwrap_or(0)
             })
@@ -360,9 +423,14 @@ impl State {
             return;
         }
         lead.acknowledged = upto;
-        let new: Vec<(usize, Rec)> = (from..upto).filter_map(|at| Some((at, *i.wal.get(at)?))).collect();
+        let new: Vec<(usize, Rec)> = (from..upto)
+            .filter_map(|at| Some((at, *i.wal.get(at)?)))
+            .collect();
         for (at, rec) in new {
-            let lost = self.promoted.range(term + 1..).any(|(_, (_, wal))| wal.get(at) != Some(&rec));
+            let lost = self
+                .promoted
+                .range(term + 1..)
+                .any(|(_, (_, wal))| wal.get(at) != Some(&rec));
             if lost {
                 self.fail(Failure::Lost);
             }
@@ -385,7 +453,11 @@ impl Model for Scenario {
         }
         for (id, i) in &s.instances {
             let id = *id;
-            if s.left.elections > 0 && i.node.role == Role::Voter && i.node.eligible() && i.node.pending.is_none() {
+            if s.left.elections > 0
+                && i.node.role == Role::Voter
+                && i.node.eligible()
+                && i.node.pending.is_none()
+            {
                 actions.push(Action::Elect(id));
             }
             if matches!(&i.node.role, Role::Electing(e) if i.cuts == 0 && e.votes.len() > 1) {
@@ -425,7 +497,10 @@ impl Model for Scenario {
                 actions.push(Action::Wish(id));
             }
         }
-        for (to, from, message) in &s.network {
+        for ((to, from, message), arrived) in &s.network {
+            if *arrived && s.left.repeats == 0 {
+                continue;
+            }
             actions.push(Action::Deliver(*to, *from, message.clone()));
         }
         for (to, from, upto) in &s.acks {
@@ -445,11 +520,19 @@ impl Model for Scenario {
                 next.execute(id, effects);
             }
             Action::Tick(id) => next.step(id, Event::Tick),
-            Action::Deliver(to, from, Packet(message)) => {
+            Action::Deliver(to, from, packet) => {
+                let arrived = next.network.get_mut(&(to, from, packet.clone()))?;
+                if *arrived {
+                    next.left.repeats -= 1;
+                }
+                *arrived = true;
+                let message = (*packet.1).clone();
                 if to == WITNESS {
                     let register = next.witness.as_mut()?;
                     let answer = register.answer(true, &from, &message)?;
-                    next.network.insert((from, WITNESS, Packet(answer)));
+                    next.network
+                        .entry((from, WITNESS, Packet::new(answer)))
+                        .or_insert(false);
                 } else {
                     next.step(to, Event::Message { from, message });
                 }
@@ -494,7 +577,13 @@ impl Model for Scenario {
                 i.wal.push(rec);
                 let upto = i.wal.len();
                 next.acks.insert((upstream, id, upto));
-                next.step(id, Event::Received { from: upstream, end: upto as u64 });
+                next.step(
+                    id,
+                    Event::Received {
+                        from: upstream,
+                        end: upto as u64,
+                    },
+                );
             }
             Action::Acknowledge(to, from, upto) => {
                 next.acks.remove(&(to, from, upto));
@@ -510,9 +599,28 @@ impl Model for Scenario {
                 let mut informed = BTreeSet::new();
                 for (other, o) in &next.instances {
                     if o.upstream == Some(id) {
-                        let known = next.instances.get(&id)?.leads.as_ref()?.flushed.get(other).copied().unwrap_or(0);
-                        streaming.insert(*other, Streaming { flushed: known as u64, since: 0 });
-                        if o.disk.history.iter().map(|e| e.term).eq(terms.iter().copied()) {
+                        let known = next
+                            .instances
+                            .get(&id)?
+                            .leads
+                            .as_ref()?
+                            .flushed
+                            .get(other)
+                            .copied()
+                            .unwrap_or(0);
+                        streaming.insert(
+                            *other,
+                            Streaming {
+                                flushed: known as u64,
+                                since: 0,
+                            },
+                        );
+                        if o.disk
+                            .history
+                            .iter()
+                            .map(|e| e.term)
+                            .eq(terms.iter().copied())
+                        {
                             informed.insert(*other);
                         }
                     }
@@ -522,7 +630,13 @@ impl Model for Scenario {
                 if let Role::Primary(primary) = &mut i.node.role {
                     primary.informed.extend(informed);
                 }
-                next.step(id, Event::Standbys { position, streaming });
+                next.step(
+                    id,
+                    Event::Standbys {
+                        position,
+                        streaming,
+                    },
+                );
             }
             Action::Crash(id) => {
                 next.left.crashes -= 1;
@@ -542,7 +656,10 @@ impl Model for Scenario {
                 // Only under the mistake of keeping the identity; a new one would be another voter.
                 next.left.wipes -= 1;
                 let i = next.instances.get_mut(&id)?;
-                i.disk = Durable { rebuilding: true, ..Durable::default() };
+                i.disk = Durable {
+                    rebuilding: true,
+                    ..Durable::default()
+                };
                 i.wal.clear();
                 i.whole = false;
                 i.node = self.node(id, &i.disk);
@@ -559,17 +676,22 @@ impl Model for Scenario {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("nothing acknowledged is lost", |_, s: &State| s.failure != Some(Failure::Lost)),
+            Property::always("nothing acknowledged is lost", |_, s: &State| {
+                s.failure != Some(Failure::Lost)
+            }),
             Property::always("one configuration per term and version", |_, s: &State| {
                 s.failure != Some(Failure::TwoConfigurations)
             }),
-            Property::always("one primary per term", |_, s: &State| s.failure != Some(Failure::TwoPrimaries)),
+            Property::always("one primary per term", |_, s: &State| {
+                s.failure != Some(Failure::TwoPrimaries)
+            }),
             Property::always("no promotion outside may_be_primary", |_, s: &State| {
                 s.failure != Some(Failure::NotPermitted)
             }),
-            Property::always("no promotion before the rule is in force", |_, s: &State| {
-                s.failure != Some(Failure::Unruled)
-            }),
+            Property::always(
+                "no promotion before the rule is in force",
+                |_, s: &State| s.failure != Some(Failure::Unruled),
+            ),
             Property::sometimes("another primary acknowledges", |_, s: &State| {
                 s.acknowledged.iter().any(|(term, _, _)| *term > 1)
             }),
@@ -577,8 +699,16 @@ impl Model for Scenario {
     }
 }
 
-fn scenarios() -> Vec<(&'static str, Scenario)> {
-    let left = Left { elections: 1, writes: 2, crashes: 1, wipes: 0, polls: 0, wishes: 0 };
+fn scenarios(large: bool) -> Vec<(&'static str, Scenario)> {
+    let left = Left {
+        elections: 1,
+        writes: 1,
+        crashes: 0,
+        wipes: 0,
+        polls: 0,
+        wishes: 0,
+        repeats: 0,
+    };
     let three = Scenario {
         copies: 3,
         witness: false,
@@ -588,23 +718,74 @@ fn scenarios() -> Vec<(&'static str, Scenario)> {
         wish: None,
         mistake: None,
     };
-    let two = Scenario { copies: 2, witness: true, members: vec![1], ..three.clone() };
+    let two = Scenario {
+        copies: 2,
+        witness: true,
+        members: vec![1],
+        ..three.clone()
+    };
+    let more = |left: Left| {
+        if large {
+            Left {
+                crashes: 1,
+                repeats: 1,
+                ..left
+            }
+        } else {
+            left
+        }
+    };
     vec![
-        ("3 voters, one election, one crash", three.clone()),
-        ("3 voters, two elections", Scenario { left: Left { elections: 2, crashes: 0, ..left }, ..three.clone() }),
-        ("2 + witness, two elections, one crash", Scenario { left: Left { elections: 2, ..left }, ..two }),
         (
-            "3 voters, Preferred, a change in flight",
+            "3 voters, an election",
+            Scenario {
+                left: more(Left { writes: 2, ..left }),
+                ..three.clone()
+            },
+        ),
+        (
+            "3 voters, two elections",
+            Scenario {
+                left: more(Left {
+                    elections: 2,
+                    ..left
+                }),
+                ..three.clone()
+            },
+        ),
+        (
+            "2 + witness, an election, a crash",
+            Scenario {
+                left: more(Left { crashes: 1, ..left }),
+                ..two.clone()
+            },
+        ),
+        (
+            "2 + witness, two elections",
+            Scenario {
+                left: more(Left {
+                    elections: 2,
+                    ..left
+                }),
+                ..two
+            },
+        ),
+        (
+            "3 voters, Preferred, the rule shrinks in flight",
             Scenario {
                 durability: Durability::Preferred,
-                left: Left { elections: 1, crashes: 0, polls: 1, ..left },
+                left: more(Left { polls: 1, ..left }),
                 ..three.clone()
             },
         ),
         (
             "3 voters, one leaves",
             Scenario {
-                left: Left { elections: 1, crashes: 0, polls: 1, wishes: 1, ..left },
+                left: more(Left {
+                    polls: 1,
+                    wishes: 1,
+                    ..left
+                }),
                 wish: Some(Wish {
                     voters: BTreeSet::from([0, 1]),
                     witness: None,
@@ -618,15 +799,27 @@ fn scenarios() -> Vec<(&'static str, Scenario)> {
 }
 
 fn seconds(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().and_then(|s| s.parse().ok()).unwrap_or(otherwise)
+    std::env::var(name)
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(otherwise)
 }
 
 #[test]
 fn every_order_of_events() {
-    let limit = Duration::from_secs(seconds("DOMICILE_MODEL_SECONDS", 12));
-    for (name, scenario) in scenarios() {
+    let large = std::env::var("DOMICILE_MODEL_LARGE").is_ok();
+    let limit = Duration::from_secs(seconds(
+        "DOMICILE_MODEL_SECONDS",
+        if large { 600 } else { 10 },
+    ));
+    for (name, scenario) in scenarios(large) {
         let begin = Instant::now();
-        let checker = scenario.checker().threads(2).timeout(limit).spawn_bfs().join();
+        let checker = scenario
+            .checker()
+            .threads(2)
+            .timeout(limit)
+            .spawn_bfs()
+            .join();
         println!(
             "{name}: {} states, {} unique, depth {}, {:.1} s{}",
             checker.state_count(),
@@ -642,4 +835,53 @@ fn every_order_of_events() {
             }
         }
     }
+}
+
+/// What the simulation is unlikely to hit, every order of events does.
+#[test]
+fn planted_mistakes_are_found_by_the_checker() {
+    let limit = Duration::from_secs(seconds("DOMICILE_MODEL_SECONDS", 30));
+    let mut missed = Vec::new();
+    for mistake in [
+        Mistake::PromotedAfterHigherVote,
+        Mistake::VoteBeforeCut,
+        Mistake::PromiseForgotten,
+        Mistake::NoneNeedsToBeHeard,
+    ] {
+        let begin = Instant::now();
+        let found = scenarios(false).into_iter().find_map(|(name, scenario)| {
+            let scenario = Scenario {
+                mistake: Some(mistake),
+                left: Left {
+                    elections: 2,
+                    crashes: 1,
+                    ..scenario.left
+                },
+                ..scenario
+            };
+            let checker = scenario
+                .checker()
+                .threads(2)
+                .timeout(limit)
+                .finish_when(stateright::HasDiscoveries::AnyFailures)
+                .spawn_simulation(1, stateright::UniformChooser)
+                .join();
+            let property = checker
+                .discoveries()
+                .into_keys()
+                .find(|p| *p != "another primary acknowledges")?;
+            Some(format!(
+                "{name}: {property}, after {} states",
+                checker.unique_state_count()
+            ))
+        });
+        println!(
+            "{mistake:?}: {found:?}, {:.1} s",
+            begin.elapsed().as_secs_f64()
+        );
+        if found.is_none() {
+            missed.push(mistake);
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
 }

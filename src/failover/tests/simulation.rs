@@ -24,10 +24,19 @@ struct Report {
 
 fn run(seed: u64, trace: bool, mistake: Option<Mistake>) -> Report {
     let mut rng = Rng::new(seed ^ 0xABCD);
-    let (instances, witness) = rng.pick(&[(3, false), (3, false), (2, true), (5, false), (4, true)]).unwrap_or((3, false));
+    let (instances, witness) = rng
+        .pick(&[(3, false), (3, false), (2, true), (5, false), (4, true)])
+        .unwrap_or((3, false));
     let detection = rng.pick(&[600, 1_000, 3_000]).unwrap_or(1_000);
-    let timing = Timing { steady: 1_000, ..Timing::new(detection) };
-    let durability = if rng.one_in(3) { Durability::Preferred } else { Durability::Required };
+    let timing = Timing {
+        steady: 1_000,
+        ..Timing::new(detection)
+    };
+    let durability = if rng.one_in(3) {
+        Durability::Preferred
+    } else {
+        Durability::Required
+    };
     let copies: BTreeSet<V> = (0..instances as V).collect();
     let witness = witness.then_some(99);
     let wish = Wish {
@@ -42,7 +51,9 @@ fn run(seed: u64, trace: bool, mistake: Option<Mistake>) -> Report {
     }
     let mut world = World::new(seed, instances, timing, plan.clone(), wish, mistake);
     if trace {
-        world.trace = Some(vec![format!("seed {seed}: {instances} instances, {witness:?}, {durability:?}, {detection} ms, {plan:?}")]);
+        world.trace = Some(vec![format!(
+            "seed {seed}: {instances} instances, {witness:?}, {durability:?}, {detection} ms, {plan:?}"
+        )]);
     }
     let mut failure = settle(&mut world, "founding");
     let mut repair = 0;
@@ -60,7 +71,12 @@ fn run(seed: u64, trace: bool, mistake: Option<Mistake>) -> Report {
         repair = world.now - since;
     }
     Report {
-        failure: failure.map(|f| format!("{f}; {instances} instances, witness {witness:?}, {durability:?}, {:?}", plan.kinds)),
+        failure: failure.map(|f| {
+            format!(
+                "{f}; {instances} instances, witness {witness:?}, {durability:?}, {:?}",
+                plan.kinds
+            )
+        }),
         steps: world.steps,
         terms: world.oracle.promoted.len(),
         commits: world.oracle.acknowledged.len(),
@@ -91,7 +107,15 @@ fn settle(world: &mut World, what: &str) -> Option<String> {
         let pg = &slot.pg;
         let line = format!(
             "{i} is {}: up {} {:?} copy {} end {} upstream {:?} connection {:?} senders {:?}\n   {:?}",
-            slot.id, slot.up, pg.state, pg.copy, pg.wal.end(), pg.upstream, pg.connection, pg.senders, slot.node
+            slot.id,
+            slot.up,
+            pg.state,
+            pg.copy,
+            pg.wal.end(),
+            pg.upstream,
+            pg.connection,
+            pg.senders,
+            slot.node
         );
         world.log(|| line);
     }
@@ -111,8 +135,15 @@ fn schedules() {
         for line in &report.trace {
             println!("{line}");
         }
-        println!("{:?} {} steps, {} terms, {} commits", report.failure, report.steps, report.terms, report.commits);
-        assert!(report.failure.is_none(), "seed {seed}: {:?}", report.failure);
+        println!(
+            "{:?} {} steps, {} terms, {} commits",
+            report.failure, report.steps, report.terms, report.commits
+        );
+        assert!(
+            report.failure.is_none(),
+            "seed {seed}: {:?}",
+            report.failure
+        );
         return;
     }
     let from = number("DOMICILE_FROM").unwrap_or(0);
@@ -148,7 +179,13 @@ fn schedules() {
     let t = totals.into_inner().unwrap();
     println!(
         "{} schedules, {} steps, {} terms, {} commits, longest repair {} ms, {:.1} s; failed: {:?}",
-        t.0, t.1, t.2, t.3, t.4, begin.elapsed().as_secs_f64(), t.5
+        t.0,
+        t.1,
+        t.2,
+        t.3,
+        t.4,
+        begin.elapsed().as_secs_f64(),
+        t.5
     );
     assert!(t.5.is_empty(), "replay with DOMICILE_SEED={}", t.5[0]);
 }
@@ -158,27 +195,54 @@ fn schedules() {
 fn planted_mistakes_are_noticed() {
     use Mistake::*;
     let all = [
-        RebuildingIsData, LaggardsAreMembers, ResumedTerm, NewestTimelineWins, RenewalWithoutJointRule,
-        OlderVersionAccepted, PromotedAfterHigherVote, ChangeWithdrawn, NoneNeedsToBeHeard, VoteBeforeCut,
-        PromiseForgotten, NewRuleEarly, NotFlushed, LeaseTooLong, HalfIsEnough, PolicyIgnored,
-        UninformedMembers, EveryPromiseIsRenewal, PromotedUnruled, WitnessNotWatched, IdentityKept,
+        RebuildingIsData,
+        LaggardsAreMembers,
+        ResumedTerm,
+        NewestTimelineWins,
+        RenewalWithoutJointRule,
+        OlderVersionAccepted,
+        PromotedAfterHigherVote,
+        ChangeWithdrawn,
+        NoneNeedsToBeHeard,
+        VoteBeforeCut,
+        PromiseForgotten,
+        NewRuleEarly,
+        NotFlushed,
+        LeaseTooLong,
+        HalfIsEnough,
+        PolicyIgnored,
+        UninformedMembers,
+        EveryPromiseIsRenewal,
+        PromotedUnruled,
+        WitnessNotWatched,
+        IdentityKept,
     ];
     let most = number("DOMICILE_PLANTED").unwrap_or(3_000);
     let mut missed = Vec::new();
     let only = std::env::var("DOMICILE_MISTAKE").ok();
     for mistake in all {
-        if only.as_ref().is_some_and(|o| !o.contains(&format!("{mistake:?}"))) {
+        if only
+            .as_ref()
+            .is_some_and(|o| !o.contains(&format!("{mistake:?}")))
+        {
             continue;
         }
         let begin = Instant::now();
         let found = (0..most).find_map(|seed| {
             let failure = run(seed, false, Some(mistake)).failure?;
-            (!failure.starts_with("repair") && !failure.starts_with("founding")).then_some((seed, failure))
+            (!failure.starts_with("repair") && !failure.starts_with("founding"))
+                .then_some((seed, failure))
         });
         match found {
-            Some((seed, failure)) => println!("{mistake:?}: seed {seed}, {:.1} s: {failure}", begin.elapsed().as_secs_f64()),
+            Some((seed, failure)) => println!(
+                "{mistake:?}: seed {seed}, {:.1} s: {failure}",
+                begin.elapsed().as_secs_f64()
+            ),
             None => {
-                println!("{mistake:?}: missed in {most}, {:.1} s", begin.elapsed().as_secs_f64());
+                println!(
+                    "{mistake:?}: missed in {most}, {:.1} s",
+                    begin.elapsed().as_secs_f64()
+                );
                 missed.push(mistake);
             }
         }

@@ -7,8 +7,8 @@ use super::oracle::{Oracle, V};
 use super::postgres::{Connection, Postgres, Rec, Sender, State, Wal};
 use crate::failover::planted::Mistake;
 use crate::failover::{
-    Configuration, Durable, Effect, Era, Event, History, Local, Message, Millis, Node, Register, Role, Rule,
-    Streaming, Term, Timing, Wanted, Watch, Wish, held,
+    Configuration, Durable, Effect, Era, Event, History, Local, Message, Millis, Node, Register,
+    Role, Rule, Streaming, Term, Timing, Wanted, Watch, Wish, held,
 };
 
 /// The only source of randomness.
@@ -41,34 +41,139 @@ impl Rng {
 
 #[derive(Clone, Debug)]
 pub enum Ev {
-    Tick { slot: usize, boot: u64 },
-    Deliver { slot: usize, from: V, to: V, message: Message<V> },
+    Tick {
+        slot: usize,
+        boot: u64,
+    },
+    Deliver {
+        slot: usize,
+        from: V,
+        to: V,
+        message: Message<V>,
+    },
     /// Something that the agent of `boot` learns of its PostgreSQL; void if that has been started anew.
-    Tell { slot: usize, boot: u64, run: Option<u64>, event: Event<V> },
-    CutReceiver { slot: usize, boot: u64 },
-    CutDone { slot: usize, boot: u64 },
-    Started { slot: usize, run: u64 },
-    Connect { slot: usize, follow: u64 },
-    Pull { slot: usize, connection: u64 },
-    Arrive { slot: usize, connection: u64, recs: Vec<Rec>, torn: u64, lines: Vec<(u32, usize)>, newest: u32 },
-    Ack { slot: usize, run: u64, from: V, connection: u64, flushed: u64 },
-    Closed { slot: usize, run: u64, from: V, connection: u64 },
-    Enforced { slot: usize, boot: u64, run: u64, rule: Rule<V> },
-    Promoted { slot: usize, boot: u64, run: u64, configuration: Configuration<V> },
-    Write { slot: usize, run: u64 },
-    Poll { slot: usize, boot: u64, run: u64 },
-    Expire { slot: usize, run: u64 },
-    Copied { slot: usize, boot: u64, run: u64, from: V, history: History },
-    Closing { slot: usize, boot: u64, run: u64, since: Millis },
+    Tell {
+        slot: usize,
+        boot: u64,
+        run: Option<u64>,
+        event: Event<V>,
+    },
+    CutReceiver {
+        slot: usize,
+        boot: u64,
+    },
+    CutDone {
+        slot: usize,
+        boot: u64,
+    },
+    Started {
+        slot: usize,
+        run: u64,
+    },
+    Connect {
+        slot: usize,
+        follow: u64,
+    },
+    Pull {
+        slot: usize,
+        connection: u64,
+    },
+    Arrive {
+        slot: usize,
+        connection: u64,
+        recs: Vec<Rec>,
+        torn: u64,
+        lines: Vec<(u32, usize)>,
+        newest: u32,
+    },
+    Ack {
+        slot: usize,
+        run: u64,
+        from: V,
+        connection: u64,
+        flushed: u64,
+    },
+    Closed {
+        slot: usize,
+        run: u64,
+        from: V,
+        connection: u64,
+    },
+    Enforced {
+        slot: usize,
+        boot: u64,
+        run: u64,
+        rule: Rule<V>,
+    },
+    Promoted {
+        slot: usize,
+        boot: u64,
+        run: u64,
+        configuration: Configuration<V>,
+    },
+    Write {
+        slot: usize,
+        run: u64,
+    },
+    Poll {
+        slot: usize,
+        boot: u64,
+        run: u64,
+    },
+    Expire {
+        slot: usize,
+        run: u64,
+    },
+    Copied {
+        slot: usize,
+        boot: u64,
+        run: u64,
+        from: V,
+        history: History,
+    },
+    Closing {
+        slot: usize,
+        boot: u64,
+        run: u64,
+        since: Millis,
+    },
     /// A request to the witness's object: read, and written back if nobody else has.
-    Read { slot: usize, boot: u64, message: Option<Message<V>>, asked: Millis },
-    Decide { slot: usize, boot: u64, message: Option<Message<V>>, asked: Millis, version: u64, register: Register<V> },
-    Write2 { slot: usize, boot: u64, version: u64, register: Register<V>, answer: Message<V> },
-    Watch { slot: usize, boot: u64 },
-    Restart { slot: usize },
-    Thaw { slot: usize },
+    Read {
+        slot: usize,
+        boot: u64,
+        message: Option<Message<V>>,
+        asked: Millis,
+    },
+    Decide {
+        slot: usize,
+        boot: u64,
+        message: Option<Message<V>>,
+        asked: Millis,
+        version: u64,
+        register: Register<V>,
+    },
+    Write2 {
+        slot: usize,
+        boot: u64,
+        version: u64,
+        register: Register<V>,
+        answer: Message<V>,
+    },
+    Watch {
+        slot: usize,
+        boot: u64,
+    },
+    Restart {
+        slot: usize,
+    },
+    Thaw {
+        slot: usize,
+    },
     Chaos,
-    Heal { a: usize, b: usize },
+    Heal {
+        a: usize,
+        b: usize,
+    },
 }
 
 pub struct Slot {
@@ -107,7 +212,14 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, instances: usize, timing: Timing, plan: Plan, wish: Wish<V>, mistake: Option<Mistake>) -> Self {
+    pub fn new(
+        seed: u64,
+        instances: usize,
+        timing: Timing,
+        plan: Plan,
+        wish: Wish<V>,
+        mistake: Option<Mistake>,
+    ) -> Self {
         let mut world = Self {
             now: 1000,
             rng: Rng::new(seed),
@@ -117,7 +229,10 @@ impl World {
             blocked: BTreeSet::new(),
             plan,
             quiet: true,
-            oracle: Oracle { honest: true, ..Oracle::default() },
+            oracle: Oracle {
+                honest: true,
+                ..Oracle::default()
+            },
             trace: None,
             ids: 0,
             steps: 0,
@@ -194,9 +309,25 @@ impl World {
         self.log(|| format!("{i} starts"));
         let wish = self.wish.clone();
         self.at(1, Ev::Tick { slot: i, boot });
-        self.at(2, Ev::Tell { slot: i, boot, run: None, event: Event::Wish(wish) });
+        self.at(
+            2,
+            Ev::Tell {
+                slot: i,
+                boot,
+                run: None,
+                event: Event::Wish(wish),
+            },
+        );
         if !copy {
-            self.at(1, Ev::Tell { slot: i, boot, run: None, event: Event::Lost { wiped: true } });
+            self.at(
+                1,
+                Ev::Tell {
+                    slot: i,
+                    boot,
+                    run: None,
+                    event: Event::Lost { wiped: true },
+                },
+            );
         }
         if self.witness.is_some() {
             self.at(3, Ev::Watch { slot: i, boot });
@@ -230,7 +361,15 @@ impl World {
     fn hang_up(&mut self, i: usize, id: V, c: &Connection) {
         if self.reaches(i, c.slot) {
             let delay = self.wire();
-            self.at(delay, Ev::Closed { slot: c.slot, run: c.run, from: id, connection: c.id });
+            self.at(
+                delay,
+                Ev::Closed {
+                    slot: c.slot,
+                    run: c.run,
+                    from: id,
+                    connection: c.id,
+                },
+            );
         }
     }
 
@@ -245,7 +384,15 @@ impl World {
         let (boot, run) = (self.slots[i].boot, Some(self.slots[i].pg.run));
         let delay = self.rng.range(1, 30);
         let event = Event::Lost { wiped: false };
-        self.at(delay, Ev::Tell { slot: i, boot, run, event });
+        self.at(
+            delay,
+            Ev::Tell {
+                slot: i,
+                boot,
+                run,
+                event,
+            },
+        );
     }
 
     /// The delay of a packet.
@@ -269,15 +416,39 @@ impl World {
         let delay = self.wire();
         if !self.quiet && self.rng.one_in(self.plan.repeat) {
             let later = self.rng.range(1, 1_500);
-            self.at(later, Ev::Deliver { slot: j, from, to, message: message.clone() });
+            self.at(
+                later,
+                Ev::Deliver {
+                    slot: j,
+                    from,
+                    to,
+                    message: message.clone(),
+                },
+            );
         }
-        self.at(delay, Ev::Deliver { slot: j, from, to, message });
+        self.at(
+            delay,
+            Ev::Deliver {
+                slot: j,
+                from,
+                to,
+                message,
+            },
+        );
     }
 
     fn ask_witness(&mut self, i: usize, boot: u64, message: Option<Message<V>>) {
         if self.connected(i, WITNESS) {
             let (delay, asked) = (self.wire(), self.now);
-            self.at(delay, Ev::Read { slot: i, boot, message, asked });
+            self.at(
+                delay,
+                Ev::Read {
+                    slot: i,
+                    boot,
+                    message,
+                    asked,
+                },
+            );
         }
     }
 
@@ -294,7 +465,9 @@ impl World {
         }
         self.now = at;
         self.steps += 1;
-        let Some(ev) = self.queue.remove(&(at, n)) else { return false };
+        let Some(ev) = self.queue.remove(&(at, n)) else {
+            return false;
+        };
         self.handle(ev);
         self.oracle.failure.is_none()
     }
@@ -321,7 +494,12 @@ impl World {
             | Ev::Closing { slot, .. }
             | Ev::Decide { slot, .. }
             | Ev::Watch { slot, .. } => Some(*slot),
-            Ev::Read { .. } | Ev::Write2 { .. } | Ev::Restart { .. } | Ev::Thaw { .. } | Ev::Chaos | Ev::Heal { .. } => None,
+            Ev::Read { .. }
+            | Ev::Write2 { .. }
+            | Ev::Restart { .. }
+            | Ev::Thaw { .. }
+            | Ev::Chaos
+            | Ev::Heal { .. } => None,
         }
     }
 
@@ -342,27 +520,52 @@ impl World {
                     self.keep_running(slot);
                 }
             }
-            Ev::Deliver { slot, from, to, message } => {
+            Ev::Deliver {
+                slot,
+                from,
+                to,
+                message,
+            } => {
                 if self.slots[slot].up && self.slots[slot].id == to {
                     self.step(slot, Event::Message { from, message });
                 }
             }
-            Ev::Tell { slot, boot, run, event } => self.tell(slot, boot, run, event),
+            Ev::Tell {
+                slot,
+                boot,
+                run,
+                event,
+            } => self.tell(slot, boot, run, event),
             Ev::CutReceiver { slot, boot } => self.cut_receiver(slot, boot),
             Ev::CutDone { slot, boot } => self.cut_done(slot, boot),
             Ev::Started { slot, run } => self.started(slot, run),
             Ev::Connect { slot, follow } => self.connect(slot, follow),
             Ev::Pull { slot, connection } => self.pull(slot, connection),
-            Ev::Arrive { slot, connection, recs, torn, lines, newest } => {
+            Ev::Arrive {
+                slot,
+                connection,
+                recs,
+                torn,
+                lines,
+                newest,
+            } => {
                 let pg = &mut self.slots[slot].pg;
-                if pg.connection.as_ref().is_some_and(|c| c.id == connection) && pg.state == State::Standby {
+                if pg.connection.as_ref().is_some_and(|c| c.id == connection)
+                    && pg.state == State::Standby
+                {
                     pg.wal.receive(&recs, torn, &lines, newest);
                     self.report(slot, connection);
                     let delay = self.rng.range(1, 6);
                     self.at(delay, Ev::Pull { slot, connection });
                 }
             }
-            Ev::Ack { slot, run, from, connection, flushed } => {
+            Ev::Ack {
+                slot,
+                run,
+                from,
+                connection,
+                flushed,
+            } => {
                 let pg = &mut self.slots[slot].pg;
                 if pg.run == run
                     && let Some(sender) = pg.senders.get_mut(&from)
@@ -372,15 +575,33 @@ impl World {
                     self.release(slot);
                 }
             }
-            Ev::Closed { slot, run, from, connection } => {
+            Ev::Closed {
+                slot,
+                run,
+                from,
+                connection,
+            } => {
                 let pg = &mut self.slots[slot].pg;
-                if pg.run == run && pg.senders.get(&from).is_some_and(|s| s.connection == connection) {
+                if pg.run == run
+                    && pg
+                        .senders
+                        .get(&from)
+                        .is_some_and(|s| s.connection == connection)
+                {
                     pg.senders.remove(&from);
                 }
             }
-            Ev::Enforced { slot, boot, run, rule } => {
+            Ev::Enforced {
+                slot,
+                boot,
+                run,
+                rule,
+            } => {
                 let pg = &mut self.slots[slot].pg;
-                if pg.run == run && pg.runs() && let Some(at) = pg.rules.iter().rposition(|r| *r == rule) {
+                if pg.run == run
+                    && pg.runs()
+                    && let Some(at) = pg.rules.iter().rposition(|r| *r == rule)
+                {
                     let last = at + 1 == pg.rules.len();
                     pg.rules.drain(..at);
                     let position = pg.wal.end();
@@ -389,7 +610,12 @@ impl World {
                     }
                 }
             }
-            Ev::Promoted { slot, boot, run, configuration } => self.promoted(slot, boot, run, &configuration),
+            Ev::Promoted {
+                slot,
+                boot,
+                run,
+                configuration,
+            } => self.promoted(slot, boot, run, &configuration),
             Ev::Write { slot, run } => self.write(slot, run),
             Ev::Poll { slot, boot, run } => self.poll(slot, boot, run),
             Ev::Expire { slot, run } => {
@@ -399,26 +625,80 @@ impl World {
                     self.postgres_crash(slot);
                 }
             }
-            Ev::Copied { slot, boot, run, from, history } => self.copied(slot, boot, run, from, history),
-            Ev::Closing { slot, boot, run, since } => self.closing(slot, boot, run, since),
-            Ev::Read { slot, boot, message, asked } => {
-                if let Some((register, version)) = self.witness.clone() && self.connected(slot, WITNESS) {
+            Ev::Copied {
+                slot,
+                boot,
+                run,
+                from,
+                history,
+            } => self.copied(slot, boot, run, from, history),
+            Ev::Closing {
+                slot,
+                boot,
+                run,
+                since,
+            } => self.closing(slot, boot, run, since),
+            Ev::Read {
+                slot,
+                boot,
+                message,
+                asked,
+            } => {
+                if let Some((register, version)) = self.witness.clone()
+                    && self.connected(slot, WITNESS)
+                {
                     let delay = self.wire();
-                    self.at(delay, Ev::Decide { slot, boot, message, asked, version, register });
+                    self.at(
+                        delay,
+                        Ev::Decide {
+                            slot,
+                            boot,
+                            message,
+                            asked,
+                            version,
+                            register,
+                        },
+                    );
                 }
             }
-            Ev::Decide { slot, boot, message, asked, version, register } => {
+            Ev::Decide {
+                slot,
+                boot,
+                message,
+                asked,
+                version,
+                register,
+            } => {
                 self.decide(slot, boot, message, asked, version, register);
             }
-            Ev::Write2 { slot, boot, version, register, answer } => {
-                if let Some((current, at)) = &mut self.witness && *at == version {
+            Ev::Write2 {
+                slot,
+                boot,
+                version,
+                register,
+                answer,
+            } => {
+                if let Some((current, at)) = &mut self.witness
+                    && *at == version
+                {
                     *at += 1;
                     *current = register;
                     let from = current.me;
                     if self.connected(slot, WITNESS) {
                         let delay = self.wire();
-                        let event = Event::Message { from, message: answer };
-                        self.at(delay, Ev::Tell { slot, boot, run: None, event });
+                        let event = Event::Message {
+                            from,
+                            message: answer,
+                        };
+                        self.at(
+                            delay,
+                            Ev::Tell {
+                                slot,
+                                boot,
+                                run: None,
+                                event,
+                            },
+                        );
                     }
                 }
             }
@@ -455,7 +735,15 @@ impl World {
         }
     }
 
-    fn decide(&mut self, i: usize, boot: u64, message: Option<Message<V>>, asked: Millis, version: u64, mut register: Register<V>) {
+    fn decide(
+        &mut self,
+        i: usize,
+        boot: u64,
+        message: Option<Message<V>>,
+        asked: Millis,
+        version: u64,
+        mut register: Register<V>,
+    ) {
         if self.slots[i].boot != boot || !self.slots[i].up {
             return;
         }
@@ -469,14 +757,28 @@ impl World {
             || self.mistake == Some(Mistake::WitnessNotWatched);
         let old = register.clone();
         let from = slot.id;
-        let Some(answer) = register.answer(silent, &from, &message) else { return };
+        let Some(answer) = register.answer(silent, &from, &message) else {
+            return;
+        };
         if register == old {
-            let event = Event::Message { from: register.me, message: answer };
+            let event = Event::Message {
+                from: register.me,
+                message: answer,
+            };
             return self.tell(i, boot, None, event);
         }
         if self.connected(i, WITNESS) {
             let delay = self.wire();
-            self.at(delay, Ev::Write2 { slot: i, boot, version, register, answer });
+            self.at(
+                delay,
+                Ev::Write2 {
+                    slot: i,
+                    boot,
+                    version,
+                    register,
+                    answer,
+                },
+            );
         }
     }
 
@@ -500,17 +802,30 @@ impl World {
 
     pub fn step(&mut self, i: usize, event: Event<V>) {
         let now = self.now;
-        let Some(node) = self.slots[i].node.as_mut() else { return };
-        let quick = matches!(event, Event::Tick | Event::Received { .. } | Event::Standbys { .. })
-            || matches!(&event, Event::Message { message: Message::Heartbeat { .. } | Message::Heard { .. }, .. });
+        let Some(node) = self.slots[i].node.as_mut() else {
+            return;
+        };
+        let quick = matches!(
+            event,
+            Event::Tick | Event::Received { .. } | Event::Standbys { .. }
+        ) || matches!(
+            &event,
+            Event::Message {
+                message: Message::Heartbeat { .. } | Message::Heard { .. },
+                ..
+            }
+        );
         let said = (self.trace.is_some() && !quick).then(|| format!("{event:?}"));
         let effects = node.step(now, event);
         if let Some(said) = said {
             self.log(|| format!("{i} <- {said}"));
         }
         // A crash may come between any two of them.
-        let crash = (!self.quiet && self.plan.torn > 0 && self.rng.one_in(self.plan.torn) && !effects.is_empty())
-            .then(|| self.rng.range(0, effects.len() as u64 + 1) as usize);
+        let crash = (!self.quiet
+            && self.plan.torn > 0
+            && self.rng.one_in(self.plan.torn)
+            && !effects.is_empty())
+        .then(|| self.rng.range(0, effects.len() as u64 + 1) as usize);
         for (n, effect) in effects.into_iter().enumerate() {
             if crash == Some(n) {
                 self.crash(i);
@@ -522,7 +837,11 @@ impl World {
     }
 
     fn execute(&mut self, i: usize, effect: Effect<V>) {
-        let quick = matches!(&effect, Effect::Send(_, Message::Heartbeat { .. } | Message::Heard { .. }) | Effect::Serve { .. });
+        let quick = matches!(
+            &effect,
+            Effect::Send(_, Message::Heartbeat { .. } | Message::Heard { .. })
+                | Effect::Serve { .. }
+        );
         if self.trace.is_some() && !quick {
             let line = format!("{i} -> {effect:?}");
             self.log(|| line);
@@ -541,7 +860,11 @@ impl World {
             }
             Effect::Cut => {
                 let first = self.rng.range(1, 15);
-                let slow = if self.slots[i].pg.slow { self.rng.range(0, 1_500) } else { 0 };
+                let slow = if self.slots[i].pg.slow {
+                    self.rng.range(0, 1_500)
+                } else {
+                    0
+                };
                 let second = first + self.rng.range(0, 15) + slow;
                 self.at(first, Ev::CutReceiver { slot: i, boot });
                 self.at(second, Ev::CutDone { slot: i, boot });
@@ -572,11 +895,22 @@ impl World {
                     // A rewind that ends half-way leaves something that starts, and lacks what was there.
                     let most = pg.wal.recs.len() * share / 100;
                     pg.wal.recs.truncate(most.max(1));
-                    pg.wal.lines.retain(|(_, start)| *start == 0 || *start < most);
+                    pg.wal
+                        .lines
+                        .retain(|(_, start)| *start == 0 || *start < most);
                 }
                 let delay = self.rng.range(50, 1_500);
                 let run = self.slots[i].pg.run;
-                self.at(delay, Ev::Copied { slot: i, boot, run, from, history });
+                self.at(
+                    delay,
+                    Ev::Copied {
+                        slot: i,
+                        boot,
+                        run,
+                        from,
+                        history,
+                    },
+                );
             }
             Effect::Enforce(rule) => {
                 let until = self.rng.range(1, 60);
@@ -587,7 +921,15 @@ impl World {
                     pg.enforced_at = at;
                     let run = pg.run;
                     let delay = at - self.now;
-                    self.at(delay, Ev::Enforced { slot: i, boot, run, rule });
+                    self.at(
+                        delay,
+                        Ev::Enforced {
+                            slot: i,
+                            boot,
+                            run,
+                            rule,
+                        },
+                    );
                 }
             }
             Effect::Promote => self.promote(i),
@@ -607,7 +949,15 @@ impl World {
                     let (id, term, run, now) = (self.ids + 1, pg.term, pg.run, self.now);
                     self.ids = id;
                     self.slots[i].pg.wal.append(id, term, false);
-                    self.at(20, Ev::Closing { slot: i, boot, run, since: now });
+                    self.at(
+                        20,
+                        Ev::Closing {
+                            slot: i,
+                            boot,
+                            run,
+                            since: now,
+                        },
+                    );
                 }
             }
             Effect::Tell(_) => {}
@@ -629,7 +979,11 @@ impl World {
         if let Message::Heartbeat { configuration, .. } = message {
             self.oracle.served = self.oracle.served.max(configuration.at());
         }
-        if let Message::Vote { copy: Some(copy), configuration: Some(c), .. } = message
+        if let Message::Vote {
+            copy: Some(copy),
+            configuration: Some(c),
+            ..
+        } = message
             && c.at() >= self.oracle.served
             && (c.primary == self.slots[i].id || c.sync.members.contains(&self.slots[i].id))
         {
@@ -638,7 +992,11 @@ impl World {
             let said = self.begun(held(&copy.history, copy.end));
             // Others may have streamed on from an upstream that was promoted, or followed somebody, without
             // their knowing; that makes them strangers to every later primary, never members.
-            let same = said.len() <= eras.len() && said.iter().zip(&eras).all(|(a, b)| (a.term, a.start) == (b.term, b.start));
+            let same = said.len() <= eras.len()
+                && said
+                    .iter()
+                    .zip(&eras)
+                    .all(|(a, b)| (a.term, a.start) == (b.term, b.start));
             if !self.slots[i].pg.copy || !wal.whole() || wal.end() != copy.end || !same {
                 let why = format!(
                     "{i} votes {copy:?} but holds {eras:?} up to {} (whole: {}, copy: {})",
@@ -655,7 +1013,9 @@ impl World {
     fn keep_running(&mut self, i: usize) {
         let slot = &mut self.slots[i];
         let Some(node) = &slot.node else { return };
-        let idle = matches!(slot.pg.state, State::Down | State::Stopped) && slot.pg.reported && slot.pg.copy;
+        let idle = matches!(slot.pg.state, State::Down | State::Stopped)
+            && slot.pg.reported
+            && slot.pg.copy;
         if !idle || slot.starting || node.wanted() != Wanted::Standby {
             return;
         }
@@ -721,7 +1081,10 @@ impl World {
         let Some(j) = self.by_id(upstream) else {
             return self.at(again, Ev::Connect { slot: i, follow });
         };
-        let reachable = self.slots[j].up && !self.slots[j].frozen && self.slots[j].pg.runs() && self.connected(i, j);
+        let reachable = self.slots[j].up
+            && !self.slots[j].frozen
+            && self.slots[j].pg.runs()
+            && self.connected(i, j);
         if !reachable {
             self.slots[i].pg.refused = None;
             return self.at(again, Ev::Connect { slot: i, follow });
@@ -740,18 +1103,43 @@ impl World {
         let me = self.slots[i].id;
         self.slots[i].pg.connection = Some(Connection { id, slot: j, run });
         self.slots[i].pg.refused = None;
-        self.slots[j].pg.senders.insert(me, Sender { connection: id, flushed: 0, since: now, open: true });
+        self.slots[j].pg.senders.insert(
+            me,
+            Sender {
+                connection: id,
+                flushed: 0,
+                since: now,
+                open: true,
+            },
+        );
         self.report(i, id);
-        self.at(1, Ev::Pull { slot: i, connection: id });
+        self.at(
+            1,
+            Ev::Pull {
+                slot: i,
+                connection: id,
+            },
+        );
     }
 
     fn pull(&mut self, i: usize, connection: u64) {
-        let Some(c) = self.slots[i].pg.connection.clone().filter(|c| c.id == connection) else {
+        let Some(c) = self.slots[i]
+            .pg
+            .connection
+            .clone()
+            .filter(|c| c.id == connection)
+        else {
             return;
         };
         let j = c.slot;
-        let alive = self.slots[j].pg.run == c.run && self.slots[j].pg.runs() && self.connected(i, j)
-            && self.slots[j].pg.senders.get(&self.slots[i].id).is_some_and(|s| s.connection == connection);
+        let alive = self.slots[j].pg.run == c.run
+            && self.slots[j].pg.runs()
+            && self.connected(i, j)
+            && self.slots[j]
+                .pg
+                .senders
+                .get(&self.slots[i].id)
+                .is_some_and(|s| s.connection == connection);
         if !alive {
             let pg = &mut self.slots[i].pg;
             pg.connection = None;
@@ -769,15 +1157,35 @@ impl World {
                 self.report(i, connection);
             }
             let delay = self.rng.range(8, 20);
-            return self.at(delay, Ev::Pull { slot: i, connection });
+            return self.at(
+                delay,
+                Ev::Pull {
+                    slot: i,
+                    connection,
+                },
+            );
         }
         let most = self.rng.range(1, 9) as usize;
         let upto = (len + most).min(up.recs.len());
         let recs = up.recs[len..upto].to_vec();
-        let torn = if upto < up.recs.len() { self.rng.range(0, 8) } else { 0 };
+        let torn = if upto < up.recs.len() {
+            self.rng.range(0, 8)
+        } else {
+            0
+        };
         let (lines, newest) = (up.lines.clone(), up.lines.last().map_or(0, |(l, _)| *l));
         let delay = self.wire();
-        self.at(delay, Ev::Arrive { slot: i, connection, recs, torn, lines, newest });
+        self.at(
+            delay,
+            Ev::Arrive {
+                slot: i,
+                connection,
+                recs,
+                torn,
+                lines,
+                newest,
+            },
+        );
     }
 
     /// Tells the primary what is flushed, and the own agent what was received.
@@ -786,14 +1194,32 @@ impl World {
         let Some(c) = slot.pg.connection.clone().filter(|c| c.id == connection) else {
             return;
         };
-        let (from, boot, run, flushed, upstream) = (slot.id, slot.boot, slot.pg.run, slot.pg.wal.received(), slot.pg.upstream);
+        let (from, boot, run, flushed, upstream) = (
+            slot.id,
+            slot.boot,
+            slot.pg.run,
+            slot.pg.wal.received(),
+            slot.pg.upstream,
+        );
         if self.reaches(i, c.slot) {
             let delay = self.wire();
-            self.at(delay, Ev::Ack { slot: c.slot, run: c.run, from, connection, flushed });
+            self.at(
+                delay,
+                Ev::Ack {
+                    slot: c.slot,
+                    run: c.run,
+                    from,
+                    connection,
+                    flushed,
+                },
+            );
         }
         if let Some(upstream) = upstream {
             // The agent of this start of PostgreSQL asks it, so that it never hears of an earlier connection.
-            let event = Event::Received { from: upstream, end: flushed };
+            let event = Event::Received {
+                from: upstream,
+                end: flushed,
+            };
             if self.slots[i].up {
                 self.tell(i, boot, Some(run), event);
             }
@@ -807,12 +1233,26 @@ impl World {
         if slot.pg.state != State::Standby {
             return;
         }
-        let Some(configuration) = slot.disk.configuration.clone() else { return };
+        let Some(configuration) = slot.disk.configuration.clone() else {
+            return;
+        };
         slot.pg.state = State::Promoting;
         let (boot, run) = (slot.boot, slot.pg.run);
-        let slow = if slot.pg.slow { self.rng.range(0, 1_500) } else { 0 };
+        let slow = if slot.pg.slow {
+            self.rng.range(0, 1_500)
+        } else {
+            0
+        };
         let delay = self.rng.range(10, 120) + slow;
-        self.at(delay, Ev::Promoted { slot: i, boot, run, configuration });
+        self.at(
+            delay,
+            Ev::Promoted {
+                slot: i,
+                boot,
+                run,
+                configuration,
+            },
+        );
     }
 
     fn promoted(&mut self, i: usize, boot: u64, run: u64, configuration: &Configuration<V>) {
@@ -837,7 +1277,15 @@ impl World {
         self.check_promotion(i, configuration, &wal);
         self.log(|| format!("{i} is primary of term {term} from {start}"));
         let delay = self.rng.range(1, 20);
-        self.at(delay, Ev::Tell { slot: i, boot, run: Some(run), event: Event::Promoted { timeline, start } });
+        self.at(
+            delay,
+            Ev::Tell {
+                slot: i,
+                boot,
+                run: Some(run),
+                event: Event::Promoted { timeline, start },
+            },
+        );
         self.at(1, Ev::Write { slot: i, run });
         self.at(5, Ev::Poll { slot: i, boot, run });
     }
@@ -846,16 +1294,27 @@ impl World {
     fn check_promotion(&mut self, i: usize, configuration: &Configuration<V>, wal: &Wal) {
         let chain = wal.chain();
         for member in &configuration.sync.members {
-            let Some(j) = self.by_id(*member) else { continue };
+            let Some(j) = self.by_id(*member) else {
+                continue;
+            };
             let has = wal.recs.is_empty() || self.slots[j].pg.wal.holds(wal.recs.len() - 1, chain);
             if !has {
-                let why = format!("{i} is promoted in term {} with member {j}, who lacks something", configuration.term);
+                let why = format!(
+                    "{i} is promoted in term {} with member {j}, who lacks something",
+                    configuration.term
+                );
                 self.oracle.fail(why);
             }
         }
         let (history, eras) = (self.begun(&self.slots[i].disk.history), wal.eras());
-        let same = history.len() == eras.len() + 1 && history.iter().zip(&eras).all(|(a, b)| (a.term, a.start) == (b.term, b.start));
-        if !same || history.last().map(|e| (e.term, e.start)) != Some((configuration.term, wal.end())) {
+        let same = history.len() == eras.len() + 1
+            && history
+                .iter()
+                .zip(&eras)
+                .all(|(a, b)| (a.term, a.start) == (b.term, b.start));
+        if !same
+            || history.last().map(|e| (e.term, e.start)) != Some((configuration.term, wal.end()))
+        {
             let why = format!("{i} is promoted with eras {history:?}, but holds {eras:?}");
             self.oracle.fail(why);
         }
@@ -913,8 +1372,16 @@ impl World {
             return;
         }
         for (j, slot) in self.slots.iter().enumerate() {
-            if j != i && slot.pg.leads() && slot.pg.term < term && self.now < slot.pg.until && slot.up {
-                let why = format!("reads: {j} of term {} still serves when {i} acknowledges in term {term}", slot.pg.term);
+            if j != i
+                && slot.pg.leads()
+                && slot.pg.term < term
+                && self.now < slot.pg.until
+                && slot.up
+            {
+                let why = format!(
+                    "reads: {j} of term {} still serves when {i} acknowledges in term {term}",
+                    slot.pg.term
+                );
                 return self.oracle.fail(why);
             }
         }
@@ -930,10 +1397,26 @@ impl World {
             .senders
             .iter()
             .filter(|(_, s)| s.open)
-            .map(|(id, s)| (*id, Streaming { flushed: s.flushed, since: now - s.since }))
+            .map(|(id, s)| {
+                (
+                    *id,
+                    Streaming {
+                        flushed: s.flushed,
+                        since: now - s.since,
+                    },
+                )
+            })
             .collect();
         let position = pg.wal.end();
-        self.tell(i, boot, Some(run), Event::Standbys { position, streaming });
+        self.tell(
+            i,
+            boot,
+            Some(run),
+            Event::Standbys {
+                position,
+                streaming,
+            },
+        );
         let delay = self.rng.range(20, 60);
         self.at(delay, Ev::Poll { slot: i, boot, run });
     }
@@ -946,7 +1429,15 @@ impl World {
         let end = pg.wal.end();
         let all = pg.senders.values().all(|s| s.flushed >= end);
         if !all && self.now < since + 4_000 {
-            return self.at(20, Ev::Closing { slot: i, boot, run, since });
+            return self.at(
+                20,
+                Ev::Closing {
+                    slot: i,
+                    boot,
+                    run,
+                    since,
+                },
+            );
         }
         self.stop_postgres(i, State::Stopped);
         self.step_if(i, boot, Event::Stopped { end: Some(end) });
@@ -957,7 +1448,10 @@ impl World {
             return;
         }
         let source = self.by_id(from).filter(|j| {
-            self.slots[*j].up && !self.slots[*j].frozen && self.slots[*j].pg.runs() && self.connected(i, *j)
+            self.slots[*j].up
+                && !self.slots[*j].frozen
+                && self.slots[*j].pg.runs()
+                && self.connected(i, *j)
         });
         let event = match source {
             Some(j) => {
@@ -968,7 +1462,9 @@ impl World {
                 slot.pg.copy = true;
                 Event::Rebuilt { history }
             }
-            None => Event::Lost { wiped: !self.slots[i].pg.copy },
+            None => Event::Lost {
+                wiped: !self.slots[i].pg.copy,
+            },
         };
         self.step_if(i, boot, event);
     }
@@ -996,7 +1492,12 @@ impl World {
     /// Why the store isn't whole, if it isn't.
     pub fn short_of(&self) -> Option<String> {
         let serving: Vec<usize> = (0..self.slots.len())
-            .filter(|i| self.slots[*i].node.as_ref().is_some_and(|n| n.serving().is_some()))
+            .filter(|i| {
+                self.slots[*i]
+                    .node
+                    .as_ref()
+                    .is_some_and(|n| n.serving().is_some())
+            })
             .collect();
         let [p] = serving.as_slice() else {
             return Some(format!("primaries: {serving:?}"));
@@ -1012,11 +1513,20 @@ impl World {
             return Some("a change is under way".to_owned());
         }
         let c = &primary.committed;
-        if c.voters != self.wish.voters || c.durability != self.wish.durability || c.witness != self.wish.witness {
-            return Some(format!("voters {:?}, wished {:?}", c.voters, self.wish.voters));
+        if c.voters != self.wish.voters
+            || c.durability != self.wish.durability
+            || c.witness != self.wish.witness
+        {
+            return Some(format!(
+                "voters {:?}, wished {:?}",
+                c.voters, self.wish.voters
+            ));
         }
         if c.may_be_primary != self.wish.may_be_primary {
-            return Some(format!("may be primary {:?}, wished {:?}", c.may_be_primary, self.wish.may_be_primary));
+            return Some(format!(
+                "may be primary {:?}, wished {:?}",
+                c.may_be_primary, self.wish.may_be_primary
+            ));
         }
         let others: BTreeSet<V> = c.copies().copied().filter(|v| *v != c.primary).collect();
         if c.sync.members != others || c.sync.acks != c.acks(others.len()) {
@@ -1026,8 +1536,11 @@ impl World {
             if i == *p {
                 continue;
             }
-            let Some(node) = &slot.node else { return Some(format!("{i} is down")) };
-            let follows = matches!(node.local(), Local::Following { upstream, .. } if *upstream == c.primary);
+            let Some(node) = &slot.node else {
+                return Some(format!("{i} is down"));
+            };
+            let follows =
+                matches!(node.local(), Local::Following { upstream, .. } if *upstream == c.primary);
             if !follows || slot.pg.connection.is_none() {
                 return Some(format!("{i} doesn't follow: {:?}", node.local()));
             }
