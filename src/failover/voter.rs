@@ -180,7 +180,10 @@ impl<I: Id> Node<I> {
                 self.persist();
             }
         }
-        let copy = self.known_end().map(|end| Copy {
+        let end = self
+            .known_end()
+            .or_else(|| self.errs(Mistake::RebuildingIsData).then_some(0));
+        let copy = end.map(|end| Copy {
             end,
             history: self.durable.history.clone(),
         });
@@ -500,7 +503,7 @@ impl<I: Id> Node<I> {
         if self.role != Role::Voter || self.copying {
             return;
         }
-        if !self.durable.rebuilding && !self.errs(Mistake::RebuildingIsData) {
+        if !self.durable.rebuilding {
             self.durable.rebuilding = true;
             self.persist();
         }
