@@ -162,12 +162,14 @@ pub enum Event<I: Id> {
     },
     /// A peer's death was seen: its address refuses connections.
     Dead(I),
-    /// PostgreSQL runs as a standby without an upstream, and has replayed all that it has.
+    /// PostgreSQL was started: it runs as a standby without an upstream, and has replayed all that it has. Once
+    /// per start, also if it had been told to follow somebody before.
     Standby {
         /// Where that ended.
         end: Lsn,
     },
-    /// What a streaming standby has received.
+    /// What a streaming standby has received. Also once it's connected, and again at least every second: a copy
+    /// that was made anew counts only after this says that it's level.
     Received {
         /// From whom.
         from: I,
@@ -176,7 +178,7 @@ pub enum Event<I: Id> {
     },
     /// [`Effect::Cut`] is done: nothing here acknowledges anything to anybody any more.
     Cut {
-        /// The end of the copy, if it is known now.
+        /// The end of the copy, if it is known when this is handed over (not when the cut was done).
         end: Option<Lsn>,
     },
     /// [`Effect::Enforce`] is done.
@@ -205,7 +207,8 @@ pub enum Event<I: Id> {
         /// The eras.
         history: History,
     },
-    /// PostgreSQL ended though nobody asked it to, or its volume is gone.
+    /// PostgreSQL ended though nobody asked it to, or its volume is gone, or making a new copy failed. Void once
+    /// a [`Effect::Cut`] or [`Effect::Rebuild`] has ended that same PostgreSQL.
     Lost {
         /// Nothing of the copy is left.
         wiped: bool,
@@ -237,9 +240,10 @@ pub enum Effect<I: Id> {
     /// Make certain that nothing here acknowledges any more, nor admits clients as a primary: end the
     /// receiver, or, if PostgreSQL is or becomes a primary, stop it at once. Answered by [`Event::Cut`].
     Cut,
-    /// Stream from this instance.
+    /// Stream from this instance; nothing if PostgreSQL isn't up ([`Event::Standby`] comes when it is).
     Follow(I),
-    /// Make a new copy of this instance's, or rewind to it. Answered by [`Event::Rebuilt`].
+    /// Make a new copy of this instance's, or rewind to it, instead of any that is being made. Answered by
+    /// [`Event::Rebuilt`], or [`Event::Lost`] if it fails: wiped unless the old copy is untouched.
     Rebuild {
         /// From whom.
         from: I,

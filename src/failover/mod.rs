@@ -25,6 +25,7 @@
 mod candidate;
 mod change;
 mod election;
+mod follower;
 mod message;
 mod node;
 mod planted;

@@ -3,10 +3,11 @@
 //! Whoever may consider the primary silent does so at any moment (detection 0), messages stay in flight for
 //! ever (so they are lost, repeated and reordered at will), and no lease runs out.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+mod orders;
 
-use stateright::{Checker, Model, Property};
+use std::collections::{BTreeMap, BTreeSet};
+
+use stateright::{Model, Property};
 
 use crate::failover::planted::Mistake;
 use crate::failover::primary::Primary;
@@ -490,7 +491,7 @@ impl Model for Scenario {
             if s.left.crashes > 0 {
                 actions.push(Action::Crash(id));
             }
-            if s.left.wipes > 0 && i.leads.is_none() {
+            if s.left.wipes > 0 && i.leads.is_none() && i.promoting.is_none() && i.whole {
                 actions.push(Action::Wipe(id));
             }
             if s.left.wishes > 0 && matches!(i.node.role, Role::Primary(_)) {
@@ -648,23 +649,23 @@ impl Model for Scenario {
                 i.promoting = None;
                 i.leads = None;
                 i.copying = None;
-                let end = i.wal.len() as u64;
+                let (whole, end) = (i.whole, i.wal.len() as u64);
                 next.rules.remove(&id);
-                next.step(id, Event::Standby { end });
+                let event = if whole {
+                    Event::Standby { end }
+                } else {
+                    Event::Lost { wiped: true }
+                };
+                next.step(id, event);
             }
             Action::Wipe(id) => {
-                // Only under the mistake of keeping the identity; a new one would be another voter.
                 next.left.wipes -= 1;
                 let i = next.instances.get_mut(&id)?;
-                i.disk = Durable {
-                    rebuilding: true,
-                    ..Durable::default()
-                };
                 i.wal.clear();
                 i.whole = false;
-                i.node = self.node(id, &i.disk);
                 i.upstream = None;
-                i.cuts = 0;
+                i.copying = None;
+                next.step(id, Event::Lost { wiped: true });
             }
             Action::Wish(id) => {
                 next.left.wishes -= 1;
@@ -697,191 +698,4 @@ impl Model for Scenario {
             }),
         ]
     }
-}
-
-fn scenarios(large: bool) -> Vec<(&'static str, Scenario)> {
-    let left = Left {
-        elections: 1,
-        writes: 1,
-        crashes: 0,
-        wipes: 0,
-        polls: 0,
-        wishes: 0,
-        repeats: 0,
-    };
-    let three = Scenario {
-        copies: 3,
-        witness: false,
-        durability: Durability::Required,
-        members: vec![1, 2],
-        left,
-        wish: None,
-        mistake: None,
-    };
-    let two = Scenario {
-        copies: 2,
-        witness: true,
-        members: vec![1],
-        ..three.clone()
-    };
-    let more = |left: Left| {
-        if large {
-            Left {
-                crashes: 1,
-                repeats: 1,
-                ..left
-            }
-        } else {
-            left
-        }
-    };
-    vec![
-        (
-            "3 voters, an election",
-            Scenario {
-                left: more(Left { writes: 2, ..left }),
-                ..three.clone()
-            },
-        ),
-        (
-            "3 voters, two elections",
-            Scenario {
-                left: more(Left {
-                    elections: 2,
-                    ..left
-                }),
-                ..three.clone()
-            },
-        ),
-        (
-            "2 + witness, an election, a crash",
-            Scenario {
-                left: more(Left { crashes: 1, ..left }),
-                ..two.clone()
-            },
-        ),
-        (
-            "2 + witness, two elections",
-            Scenario {
-                left: more(Left {
-                    elections: 2,
-                    ..left
-                }),
-                ..two
-            },
-        ),
-        (
-            "3 voters, Preferred, the rule shrinks in flight",
-            Scenario {
-                durability: Durability::Preferred,
-                left: more(Left { polls: 1, ..left }),
-                ..three.clone()
-            },
-        ),
-        (
-            "3 voters, one leaves",
-            Scenario {
-                left: more(Left {
-                    polls: 1,
-                    wishes: 1,
-                    ..left
-                }),
-                wish: Some(Wish {
-                    voters: BTreeSet::from([0, 1]),
-                    witness: None,
-                    may_be_primary: BTreeSet::from([0, 1]),
-                    durability: Durability::Required,
-                }),
-                ..three
-            },
-        ),
-    ]
-}
-
-fn seconds(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(otherwise)
-}
-
-#[test]
-fn every_order_of_events() {
-    let large = std::env::var("DOMICILE_MODEL_LARGE").is_ok();
-    let limit = Duration::from_secs(seconds(
-        "DOMICILE_MODEL_SECONDS",
-        if large { 600 } else { 10 },
-    ));
-    for (name, scenario) in scenarios(large) {
-        let begin = Instant::now();
-        let checker = scenario
-            .checker()
-            .threads(2)
-            .timeout(limit)
-            .spawn_bfs()
-            .join();
-        println!(
-            "{name}: {} states, {} unique, depth {}, {:.1} s{}",
-            checker.state_count(),
-            checker.unique_state_count(),
-            checker.max_depth(),
-            begin.elapsed().as_secs_f64(),
-            if checker.is_done() { "" } else { ", stopped" }
-        );
-        for (property, path) in checker.discoveries() {
-            if property != "another primary acknowledges" {
-                let actions = path.into_actions();
-                panic!("{name}: {property}: {actions:#?}");
-            }
-        }
-    }
-}
-
-/// What the simulation is unlikely to hit, every order of events does.
-#[test]
-fn planted_mistakes_are_found_by_the_checker() {
-    let limit = Duration::from_secs(seconds("DOMICILE_MODEL_SECONDS", 30));
-    let mut missed = Vec::new();
-    for mistake in [
-        Mistake::PromotedAfterHigherVote,
-        Mistake::VoteBeforeCut,
-        Mistake::PromiseForgotten,
-        Mistake::NoneNeedsToBeHeard,
-    ] {
-        let begin = Instant::now();
-        let found = scenarios(false).into_iter().find_map(|(name, scenario)| {
-            let scenario = Scenario {
-                mistake: Some(mistake),
-                left: Left {
-                    elections: 2,
-                    crashes: 1,
-                    ..scenario.left
-                },
-                ..scenario
-            };
-            let checker = scenario
-                .checker()
-                .threads(2)
-                .timeout(limit)
-                .finish_when(stateright::HasDiscoveries::AnyFailures)
-                .spawn_simulation(1, stateright::UniformChooser)
-                .join();
-            let property = checker
-                .discoveries()
-                .into_keys()
-                .find(|p| *p != "another primary acknowledges")?;
-            Some(format!(
-                "{name}: {property}, after {} states",
-                checker.unique_state_count()
-            ))
-        });
-        println!(
-            "{mistake:?}: {found:?}, {:.1} s",
-            begin.elapsed().as_secs_f64()
-        );
-        if found.is_none() {
-            missed.push(mistake);
-        }
-    }
-    assert!(missed.is_empty(), "{missed:?}");
 }

@@ -148,7 +148,7 @@ fn schedules() {
     }
     let from = number("DOMICILE_FROM").unwrap_or(0);
     let count = number("DOMICILE_SCHEDULES");
-    let budget = Duration::from_secs(number("DOMICILE_SECONDS").unwrap_or(20));
+    let budget = Duration::from_secs(number("DOMICILE_SECONDS").unwrap_or(60));
     let begin = Instant::now();
     let next = std::sync::atomic::AtomicU64::new(from);
     let totals = std::sync::Mutex::new((0u64, 0u64, 0usize, 0usize, 0u64, Vec::new()));
@@ -194,33 +194,33 @@ fn schedules() {
 #[test]
 fn planted_mistakes_are_noticed() {
     use Mistake::*;
+    // With the seed that showed it last: any other does when the protocol changes, found from 0 on.
     let all = [
-        RebuildingIsData,
-        LaggardsAreMembers,
-        ResumedTerm,
-        NewestTimelineWins,
-        RenewalWithoutJointRule,
-        OlderVersionAccepted,
-        PromotedAfterHigherVote,
-        ChangeWithdrawn,
-        NoneNeedsToBeHeard,
-        VoteBeforeCut,
-        PromiseForgotten,
-        NewRuleEarly,
-        NotFlushed,
-        LeaseTooLong,
-        HalfIsEnough,
-        PolicyIgnored,
-        UninformedMembers,
-        EveryPromiseIsRenewal,
-        PromotedUnruled,
-        WitnessNotWatched,
-        IdentityKept,
+        (RebuildingIsData, 0),
+        (LaggardsAreMembers, 1),
+        (ResumedTerm, 0),
+        (NewestTimelineWins, 46),
+        (RenewalWithoutJointRule, 636),
+        (OlderVersionAccepted, 292),
+        (ChangeWithdrawn, 35),
+        (NoneNeedsToBeHeard, 954),
+        (VoteBeforeCut, 18),
+        (PromiseForgotten, 3403),
+        (NewRuleEarly, 19),
+        (NotFlushed, 4),
+        (LeaseTooLong, 1),
+        (HalfIsEnough, 325),
+        (PolicyIgnored, 4),
+        (UninformedMembers, 1812),
+        (EveryPromiseIsRenewal, 1252),
+        (PromotedUnruled, 156),
+        (WitnessNotWatched, 141),
+        (IdentityKept, 523),
     ];
-    let most = number("DOMICILE_PLANTED").unwrap_or(3_000);
+    let most = number("DOMICILE_PLANTED").unwrap_or(8_000);
     let mut missed = Vec::new();
     let only = std::env::var("DOMICILE_MISTAKE").ok();
-    for mistake in all {
+    for (mistake, last) in all {
         if only
             .as_ref()
             .is_some_and(|o| !o.contains(&format!("{mistake:?}")))
@@ -228,7 +228,7 @@ fn planted_mistakes_are_noticed() {
             continue;
         }
         let begin = Instant::now();
-        let found = (0..most).find_map(|seed| {
+        let found = std::iter::once(last).chain(0..most).find_map(|seed| {
             let failure = run(seed, false, Some(mistake)).failure?;
             (!failure.starts_with("repair") && !failure.starts_with("founding"))
                 .then_some((seed, failure))
