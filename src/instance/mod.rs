@@ -1,8 +1,8 @@
 //! `domicile instance`: the first process of every store pod, which runs and looks after PostgreSQL.
 //!
-//! Owns PostgreSQL as a process, its configuration and roles, the copy on its volume, its replication, the
-//! probes, and the instance's own entry in the store's status.
-//! Never: decides who is the primary (the store's `status.primary` says so), writes outside its own store's
+//! Owns PostgreSQL as a process, its configuration and roles, the copy on its volume, its replication, its part in
+//! elections, the probes, and the instance's own entry in the store's status.
+//! Never: asks the operator or the API server who is primary (the instances agree on that, [`agent`]), writes outside its own store's
 //! objects, needs the API server to go on serving, or lets personal data into a log, metric or object.
 //!
 //! One loop: observe → plan → act → report. [`plan`] is pure and decides; everything else only looks or does.
@@ -11,6 +11,7 @@
 //! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`],
 //!   [`kill`], [`watchdog`], and what they need: [`proc`], [`clock`]
 //! - the outside: [`store`] (the seam), [`apiserver`], [`peers`], [`http`], [`metrics`]
+//! - failover: [`agent`], which carries out [`crate::failover`] beside the loop
 //! - the loop: [`manager`], and its four parts `observe`, `act`, `tend`, `say`; process 1: [`reaper`]
 //!
 //! Replication is direct, from PostgreSQL to PostgreSQL; [`receiver`] says why, and how it's cut.
