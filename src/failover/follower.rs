@@ -68,6 +68,11 @@ impl<I: Id> Node<I> {
         self.gone = None;
         self.farewell = None;
         self.suspected = None;
+        if term < promised && !self.errs(Mistake::FollowsBeforeRenewed) {
+            // This voter may have been cut for another's election, which counts on that until the renewal has
+            // its majority: whoever streams still, goes on; whoever doesn't, waits.
+            return self.send(from, answer);
+        }
         if term < self.durable.at().0 {
             // A renewal that this voter has accepted already; or a late one of an earlier reign, whose eras
             // must not replace those of what is being received now.
@@ -134,6 +139,7 @@ impl<I: Id> Node<I> {
         if let Some(c) = &self.durable.configuration
             && let Some(seen) = &self.seen
             && seen.term == c.term
+            && seen.term >= self.durable.promised
             && self.gone != Some(c.term)
         {
             let (primary, history) = (c.primary.clone(), seen.history.clone());

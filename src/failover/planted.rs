@@ -45,6 +45,8 @@ pub(super) enum Mistake {
     UninformedMembers,
     /// Takes any promise to the former primary for a renewal.
     EveryPromiseIsRenewal,
+    /// Follows a primary again whose renewal isn't accepted yet.
+    FollowsBeforeRenewed,
     /// Promotes before its rule is enforced.
     PromotedUnruled,
     /// Believes that the witness hasn't heard from the primary, without looking.

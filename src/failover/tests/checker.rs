@@ -18,7 +18,7 @@ use crate::failover::{
 
 type V = u8;
 const WITNESS: V = 9;
-const FOREVER: u64 = u64::MAX / 4;
+const FOREVER: u64 = u64::MAX >> 10;
 
 /// A record: the term in which it was written, and a number that no other has.
 type Rec = (Term, u8);

@@ -213,6 +213,7 @@ fn planted_mistakes_are_noticed() {
         (PolicyIgnored, 4),
         (UninformedMembers, 1812),
         (EveryPromiseIsRenewal, 1252),
+        (FollowsBeforeRenewed, 131_286),
         (PromotedUnruled, 156),
         (WitnessNotWatched, 141),
         (IdentityKept, 523),
