@@ -7,8 +7,8 @@
 //!
 //! # How
 //! Each instance dials every peer that it knows an address of, and sends its messages there; it only reads from the
-//! connections that are dialled to it. Both sides verify certificate chain and name ([`identity`]). The first frame
-//! of either side is a hello ([`frames`]): with it a dialler knows that it was accepted, by a process that runs, and
+//! connections that are dialled to it. Both sides verify certificate chain and name (`identity`). The first frame
+//! of either side is a hello (`frames`): with it a dialler knows that it was accepted, by a process that runs, and
 //! the accepting side learns the address at which the dialler itself listens. So a pod that is back with another
 //! address is found again without the API server.
 //!

@@ -3,7 +3,7 @@
 //! Owns the requests to it, one round at a time, in a task of its own: read the object, let the protocol say what it
 //! answers, write it back on the condition that nobody else has, and only then hand the answers on. And this
 //! instance's own watch over how long the primary has been silent there.
-//! Never: waits longer than [`CALL`] for the API server, which then is a voter that doesn't answer; answers for an
+//! Never: waits longer than a bound for the API server, which then is a voter that doesn't answer; answers for an
 //! object of another uid; takes content that it can't read for a voter that has promised nothing.
 
 use std::collections::BTreeMap;
