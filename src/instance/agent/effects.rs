@@ -122,7 +122,13 @@ impl Agent {
             port: self.config.port,
         };
         let timeout = settings::replication_timeout(self.detection());
-        match self.hands.follow(&certificate, &upstream, timeout) {
+        // Only a serving primary keeps a slot for each: one that is to be caught up with, or not yet promoted, has none,
+        // and asked for one it would refuse.
+        let slot = self
+            .node
+            .primary(boottime_ms())
+            .is_some_and(|p| names::instance_of(p) == upstream.name);
+        match self.hands.follow(&certificate, &upstream, timeout, slot) {
             Ok(()) => self.following = Some(upstream),
             Err(e) => warn!("can't set the upstream: {e:#}"),
         }

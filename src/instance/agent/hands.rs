@@ -247,6 +247,7 @@ impl Hands {
         certificate: &Certificate,
         upstream: &Upstream,
         timeout_seconds: u32,
+        slot: bool,
     ) -> anyhow::Result<()> {
         let process = self.server.process().context("PostgreSQL isn't there")?;
         if self.server.leads() {
@@ -257,7 +258,7 @@ impl Hands {
             certificate,
             upstream,
             &self.me,
-            &self.instance,
+            if slot { &self.instance } else { "" },
             timeout_seconds,
         )?;
         proc::reload(process.pid);
