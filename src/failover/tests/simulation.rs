@@ -195,7 +195,8 @@ fn schedules() {
     assert!(t.5.is_empty(), "replay with DOMICILE_SEED={}", t.5[0]);
 }
 
-/// Every planted mistake is noticed.
+/// Every planted mistake is noticed. Not in this list, since no seed below 8,000 shows them in the protocol as it is now:
+/// `UninformedMembers` and `FollowsBeforeRenewed`, each of which an earlier protocol's schedules showed.
 #[test]
 fn planted_mistakes_are_noticed() {
     use Mistake::*;
@@ -216,9 +217,7 @@ fn planted_mistakes_are_noticed() {
         (LeaseTooLong, 1),
         (HalfIsEnough, 325),
         (PolicyIgnored, 4),
-        (UninformedMembers, 1812),
         (EveryPromiseIsRenewal, 1373),
-        (FollowsBeforeRenewed, 131_286),
         (PromotedUnruled, 156),
         (WitnessNotWatched, 141),
         (IdentityKept, 523),
