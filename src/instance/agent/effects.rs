@@ -19,10 +19,9 @@ impl Agent {
                 self.begin_next();
             }
             Effect::Follow(upstream) => self.follow(&upstream),
-            Effect::Rebuild { from, history } => {
+            Effect::Rebuild { from, .. } => {
                 info!(from, "this copy can't go on: it is made anew");
                 self.following = None;
-                self.rebuilt_from = Some(history);
             }
             Effect::Enforce(rule) => self.queue.push_back(Op::Enforce(rule)),
             Effect::Promote => {

@@ -40,8 +40,8 @@ use super::{settings, store, sync};
 use crate::api::PrivacyDataStore;
 use crate::api::privacy_data_store::Durability as Wished;
 use crate::failover::{
-    Durability, Durable, Effect, Event, History, Local, Message, Node, Phase, Role, Rule, Story,
-    Streaming, Timing, Wish,
+    Durability, Durable, Effect, Event, Local, Message, Node, Phase, Role, Rule, Story, Streaming,
+    Timing, Wish,
 };
 use hands::{Hands, Server, Standbys};
 use keep::Keep;
@@ -161,7 +161,6 @@ struct Agent {
     handing: bool,
     leaving: bool,
     left: bool,
-    rebuilt_from: Option<History>,
 }
 
 /// Starts the agent.
@@ -246,7 +245,6 @@ pub fn start(
         handing: false,
         leaving: false,
         left: false,
-        rebuilt_from: None,
     };
     let task = tokio::spawn(Box::pin(agent.run(inputs, incoming)));
     Ok(Handle {

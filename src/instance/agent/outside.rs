@@ -110,7 +110,6 @@ impl Agent {
                 }
             }
             Input::Copied(history) => {
-                self.rebuilt_from = None;
                 return Some(Event::Rebuilt { history });
             }
             Input::Stranded => return Some(Event::Stranded),
