@@ -249,6 +249,7 @@ impl Manager {
                 Wake::Ended(status) => self.ended(status),
                 Wake::Stop(how) => {
                     Box::pin(self.shut_down(how)).await;
+                    self.agent.close().await;
                     return Ok(());
                 }
             }

@@ -97,12 +97,19 @@ pub fn program() -> PathBuf {
 }
 
 /// Polls until it holds.
-pub async fn until<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
+pub async fn until<F: AsyncFnMut() -> bool>(what: &str, holds: F) {
+    assert!(in_time(holds).await, "waited in vain until {what}");
+}
+
+async fn in_time<F: AsyncFnMut() -> bool>(mut holds: F) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while !holds().await {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    true
 }
 
 pub struct Authority {
@@ -271,13 +278,10 @@ impl Bed {
 
     /// The message, once it contains this.
     pub async fn until_message(&self, instance: u32, part: &str) -> String {
-        until(&format!("s-{instance} says {part}"), async || {
-            self.entry(instance)
-                .message
-                .is_some_and(|m| m.contains(part))
-        })
-        .await;
-        self.entry(instance).message.unwrap()
+        let message = || self.entry(instance).message;
+        let says = in_time(async || message().is_some_and(|m| m.contains(part))).await;
+        assert!(says, "s-{instance} never says {part}, but {:?}", message());
+        message().unwrap()
     }
 
     pub fn config(&self, instance: u32, host: u8) -> Config {
@@ -469,6 +473,7 @@ impl Node {
     /// Ends it as a SIGKILL of the whole pod would: manager and PostgreSQL at once.
     pub async fn kill(self) {
         let pid = self.postmaster();
+        let ports = [self.config.http, self.config.peers];
         self.task.abort();
         if let Some(pid) = pid {
             for victim in with_children(pid) {
@@ -482,6 +487,13 @@ impl Node {
             })
             .await;
         }
+        // What was aborted lets go of its sockets a moment later, unlike a process.
+        until("its ports are free", async || {
+            ports
+                .iter()
+                .all(|port| std::net::TcpListener::bind(port).is_ok())
+        })
+        .await;
     }
 
     /// What `/status` says.

@@ -77,6 +77,14 @@ pub struct Handle {
     task: JoinHandle<()>,
 }
 
+impl Handle {
+    /// Ends the agent, and waits until its port is free for whoever comes next; not for a disk that doesn't answer.
+    pub async fn close(&mut self) {
+        self.input = mpsc::unbounded_channel().0;
+        let _ = tokio::time::timeout(END_LIMIT, &mut self.task).await;
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
         self.task.abort();
@@ -289,12 +297,12 @@ impl Agent {
                 biased;
                 input = inputs.recv() => match input {
                     Some(input) => self.told(input).await,
-                    None => return,
+                    None => break,
                 },
                 done = finished(&mut self.running) => self.done(done).await,
                 event = incoming.recv() => match event {
                     Some(event) => self.heard(event),
-                    None => return,
+                    None => break,
                 },
                 event = watched(&mut self.watchdog) => self.watched(event),
                 said = self.witness.said() => self.witness_said(said),
@@ -302,6 +310,7 @@ impl Agent {
             };
             self.step(event.unwrap_or(Event::Tick)).await;
         }
+        self.peers.shutdown().await;
     }
 
     /// Something is under way: the next few milliseconds matter.
