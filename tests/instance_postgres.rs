@@ -302,11 +302,31 @@ async fn a_bad_parameter_costs_itself_and_nothing_else() {
         })
         .await;
         node.stop().await;
-        let node = bed.start(1);
+        let mut node = bed.start(1);
         until("the restart applied it", async || {
             node.app_sql("SHOW shared_buffers").await == Ok("24MB".into())
         })
         .await;
+
+        // What can be raised and not lowered.
+        for (asked, message) in [("120", None), ("110", Some("max_connections stays at 120"))] {
+            bed.parameters(&[("max_connections", asked)]);
+            until("it is asked for", async || {
+                let path = node.config.run.join("conf/postgresql.conf");
+                let line = format!("max_connections = '{asked}'\n");
+                std::fs::read_to_string(path).is_ok_and(|conf| conf.contains(&line))
+            })
+            .await;
+            node.stop().await;
+            node = bed.start(1);
+            until("a restart leaves the higher", async || {
+                node.app_sql("SHOW max_connections").await == Ok("120".into())
+            })
+            .await;
+            if let Some(message) = message {
+                bed.until_message(1, message).await;
+            }
+        }
         node.stop().await;
     })
     .await;

@@ -248,7 +248,8 @@ async fn a_primary_that_moved_is_followed_and_a_stranded_standby_cloned_anew() {
         primary.stop().await;
         let primary = bed.start_at(1, 101);
         until("the standby streams from the new address", async || {
-            let sql = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+            // It may stream already while the other waits to be elected again.
+            let sql = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND NOT pg_is_in_recovery()";
             primary.sql(sql).await == Ok("1".into())
         })
         .await;

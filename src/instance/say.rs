@@ -220,6 +220,14 @@ impl Manager {
                     .to_owned(),
             );
         }
+        for (name, floor) in settings::floors(&self.parameters, &self.tend.floors) {
+            if self.parameters.contains_key(name) {
+                notes.push(format!(
+                    "{name} stays at {floor}: it can be raised but not lowered, since a copy isn't started with less \
+                     than its primary had"
+                ));
+            }
+        }
         if self.postgres.is_some() && !self.tend.pending_restart.is_empty() {
             notes.push(format!(
                 "waits for restart: {}",

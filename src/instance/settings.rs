@@ -122,8 +122,8 @@ pub fn render(input: &Input<'_>) -> String {
     for (name, value) in input.user {
         set(name, value);
     }
-    for (name, value) in floors(input) {
-        set(&name, &value.to_string());
+    for (name, value) in floors(input.user, input.floors) {
+        set(name, &value.to_string());
     }
 
     for (name, value) in fixed(input) {
@@ -135,24 +135,27 @@ pub fn render(input: &Input<'_>) -> String {
     out
 }
 
-/// A standby refuses to start with less than its primary had.
-fn floors(input: &Input<'_>) -> Vec<(String, u64)> {
-    input
-        .floors
+/// Those of [`FLOORS`] that must be higher than asked for: a standby refuses to start with less than its primary had,
+/// and every start is a standby's.
+#[must_use]
+pub fn floors(
+    user: &BTreeMap<String, String>,
+    floors: &BTreeMap<String, u64>,
+) -> BTreeMap<&'static str, u64> {
+    floors
         .iter()
-        .filter(|(name, _)| FLOORS.contains(&name.as_str()) && *name != "max_wal_senders")
         .filter_map(|(name, floor)| {
             let (name, default) = match name.as_str() {
                 "max_prepared_xacts" => ("max_prepared_transactions", 0),
                 "max_locks_per_xact" => ("max_locks_per_transaction", 64),
                 "max_worker_processes" => ("max_worker_processes", 8),
-                _ => ("max_connections", 100),
+                "max_connections" => ("max_connections", 100),
+                _ => return None,
             };
-            let own = input
-                .user
+            let own = user
                 .get(name)
                 .map_or(Some(default), |v| v.trim().parse().ok())?;
-            (*floor > own).then(|| (name.to_owned(), *floor))
+            (*floor > own).then_some((name, *floor))
         })
         .collect()
 }
