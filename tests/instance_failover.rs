@@ -16,6 +16,7 @@ use domicile::api::privacy_data_store::InstanceRole;
 use domicile::instance::kill::Family;
 use domicile::instance::proc::Proc;
 use domicile::instance::receiver;
+use instance_bed::writer::{Writer, connect};
 use instance_bed::*;
 
 async fn bounded(test: impl Future<Output = ()>) {
@@ -62,107 +63,6 @@ async fn settled(nodes: &[Option<Node>], members: usize) -> usize {
     leader
 }
 
-/// Writes a row every few milliseconds through whoever takes it, until told to stop; what was acknowledged, and the
-/// longest time without.
-fn writer(
-    bed: &Bed,
-) -> (
-    tokio::sync::watch::Sender<bool>,
-    tokio::task::JoinHandle<(Vec<i64>, Duration)>,
-) {
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let hosts: Vec<(String, std::net::IpAddr)> = (1..=3)
-        .map(|n| (format!("s-{n}"), bed.address(u8::try_from(n).unwrap())))
-        .collect();
-    let ca = std::fs::read(bed.path(1, "tls/ca.crt")).unwrap();
-    let task = tokio::spawn(async move {
-        let mut acknowledged = Vec::new();
-        let mut gap = Duration::ZERO;
-        let mut last = Instant::now();
-        let mut key = 0_i64;
-        let mut client: Option<tokio_postgres::Client> = None;
-        while !*stopped.borrow() {
-            if client.is_none() {
-                for (name, address) in &hosts {
-                    if let Some(found) = connect(name, *address, &ca).await {
-                        client = Some(found);
-                        break;
-                    }
-                }
-            }
-            let Some(session) = &client else {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                continue;
-            };
-            key += 1;
-            let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&key];
-            let insert = session.execute("INSERT INTO t VALUES ($1)", &parameters);
-            match tokio::time::timeout(Duration::from_secs(1), insert).await {
-                Ok(Ok(1)) => {
-                    acknowledged.push(key);
-                    gap = gap.max(last.elapsed());
-                    last = Instant::now();
-                }
-                _ => client = None,
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        (acknowledged, gap)
-    });
-    (stop, task)
-}
-
-async fn connect(
-    name: &str,
-    address: std::net::IpAddr,
-    ca: &[u8],
-) -> Option<tokio_postgres::Client> {
-    use rustls::pki_types::pem::PemObject as _;
-    let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(rustls::pki_types::CertificateDer::from_pem_slice(ca).unwrap())
-        .unwrap();
-    let tls = rustls::ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut config = tokio_postgres::Config::new();
-    config
-        .host(name)
-        .hostaddr(address)
-        .port(PORT)
-        .user("app")
-        .dbname("app")
-        .password(PASSWORD)
-        .ssl_mode(tokio_postgres::config::SslMode::Require)
-        .target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite)
-        .connect_timeout(Duration::from_millis(500));
-    let connecting = config.connect(tokio_postgres_rustls::MakeRustlsConnect::new(tls));
-    let (client, connection) = tokio::time::timeout(Duration::from_secs(1), connecting)
-        .await
-        .ok()?
-        .ok()?;
-    tokio::spawn(async move {
-        let _ = connection.await;
-    });
-    Some(client)
-}
-
-/// Every acknowledged row is there, once.
-async fn check(node: &Node, acknowledged: &[i64]) {
-    let all = node
-        .sql_in("app", "SELECT string_agg(v::text, ',' ORDER BY v) FROM t")
-        .await
-        .unwrap();
-    let there: Vec<i64> = all.split(',').map(|v| v.parse().unwrap()).collect();
-    let lost: Vec<i64> = acknowledged
-        .iter()
-        .filter(|k| there.binary_search(k).is_err())
-        .copied()
-        .collect();
-    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-    assert!(there.windows(2).all(|w| w[0] < w[1]), "twice");
-}
-
 fn name(index: usize) -> u32 {
     u32::try_from(index).unwrap() + 1
 }
@@ -184,21 +84,8 @@ async fn back(bed: &Bed, nodes: &[Option<Node>], index: usize) -> usize {
 }
 
 /// Stops the writer and looks for what it was told.
-async fn finish(
-    what: &str,
-    nodes: &[Option<Node>],
-    leader: usize,
-    (stop, writing): (
-        tokio::sync::watch::Sender<bool>,
-        tokio::task::JoinHandle<(Vec<i64>, Duration)>,
-    ),
-) -> Duration {
-    stop.send_replace(true);
-    let (acknowledged, gap) = writing.await.unwrap();
-    println!("{what}: {} rows, longest gap {gap:?}", acknowledged.len());
-    assert!(!acknowledged.is_empty());
-    check(at(nodes, leader), &acknowledged).await;
-    gap
+async fn finish(what: &str, nodes: &[Option<Node>], leader: usize, writer: Writer) -> Duration {
+    writer.finish(what, at(nodes, leader)).await
 }
 
 async fn table(nodes: &[Option<Node>], leader: usize) {
@@ -247,7 +134,7 @@ async fn killed_instances_are_replaced_and_come_back_as_standbys() {
         let (bed, mut nodes) = three().await;
         let leader = settled(&nodes, 2).await;
         table(&nodes, leader).await;
-        let writing = writer(&bed);
+        let writing = Writer::start(&bed, 3);
         until_rows(&nodes, leader, 50).await;
         let began = Instant::now();
         nodes[leader].take().unwrap().kill().await;
@@ -260,7 +147,7 @@ async fn killed_instances_are_replaced_and_come_back_as_standbys() {
 
         // All at once, and the API server isn't there when they are back.
         table(&nodes, last).await;
-        let (stopping, writing) = writer(&bed);
+        let writing = Writer::start(&bed, 3);
         until_rows(&nodes, last, 50).await;
         let mut taken = nodes.drain(..).map(|n| n.unwrap());
         let (a, b, c) = (taken.next(), taken.next(), taken.next());
@@ -270,7 +157,7 @@ async fn killed_instances_are_replaced_and_come_back_as_standbys() {
         nodes = (1..=3).map(|n| Some(bed.start_alone(n))).collect();
         let leader = settled(&nodes, 2).await;
         println!("all killed: whole again after {:?}", began.elapsed());
-        finish("all killed", &nodes, leader, (stopping, writing)).await;
+        finish("all killed", &nodes, leader, writing).await;
         stop(nodes).await;
     })
     .await;
@@ -284,7 +171,7 @@ async fn a_primary_whose_postgresql_ends_hangs_or_is_stopped_is_replaced() {
         table(&nodes, leader).await;
 
         // Its manager lives and tells the others.
-        let writing = writer(&bed);
+        let writing = Writer::start(&bed, 3);
         until_rows(&nodes, leader, 50).await;
         let all = family(at(&nodes, leader));
         let postmaster = at(&nodes, leader).postmaster();
@@ -321,7 +208,7 @@ async fn a_primary_whose_postgresql_ends_hangs_or_is_stopped_is_replaced() {
 
         // A graceful stop hands over.
         table(&nodes, leader).await;
-        let writing = writer(&bed);
+        let writing = Writer::start(&bed, 3);
         until_rows(&nodes, leader, 50).await;
         let began = Instant::now();
         nodes[leader].take().unwrap().stop().await;
@@ -344,7 +231,7 @@ async fn a_primary_whose_postgresql_ends_hangs_or_is_stopped_is_replaced() {
         )
         .await
         .unwrap();
-        let (stopping, writing) = writer(&bed);
+        let writing = Writer::start(&bed, 3);
         until_rows(&nodes, leader, 50).await;
         let all = family(at(&nodes, leader));
         let began = Instant::now();
@@ -373,7 +260,7 @@ async fn a_primary_whose_postgresql_ends_hangs_or_is_stopped_is_replaced() {
             pending.await.unwrap().is_err(),
             "nothing is acknowledged any more"
         );
-        let gap = finish("frozen", &nodes, leader, (stopping, writing)).await;
+        let gap = finish("frozen", &nodes, leader, writing).await;
         assert!(gap < Duration::from_secs(15));
         stop(nodes).await;
     })
@@ -388,7 +275,7 @@ async fn copies_that_are_away_diverged_or_lost_come_back() {
         table(&nodes, leader).await;
 
         // Both standbys: without a majority nobody serves, and with it somebody does.
-        let writing = writer(&bed);
+        let writing = Writer::start(&bed, 3);
         until_rows(&nodes, leader, 50).await;
         let others: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
         for other in &others {
@@ -419,7 +306,7 @@ async fn copies_that_are_away_diverged_or_lost_come_back() {
         let copy = inode(&bed, first);
         nodes[first].take().unwrap().kill().await;
         let second = settled(&nodes, 1).await;
-        let writing = writer(&bed);
+        let writing = Writer::start(&bed, 3);
         until_rows(&nodes, second, 50).await;
         let there = at(&nodes, second).sql_in("app", "SELECT count(*) FROM t WHERE v = 0").await;
         println!("a cancelled wait: its client was told {told:?}, and the next primary has {there:?} of it");
@@ -434,7 +321,7 @@ async fn copies_that_are_away_diverged_or_lost_come_back() {
 
         // A standby's copy is lost, and then the primary's.
         table(&nodes, leader).await;
-        let writing = writer(&bed);
+        let writing = Writer::start(&bed, 3);
         for victim in [(leader + 1) % 3, leader] {
             until_rows(&nodes, leader, 50).await;
             nodes[victim].take().unwrap().kill().await;

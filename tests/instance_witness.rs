@@ -13,9 +13,8 @@ mod instance_bed;
 use std::time::{Duration, Instant};
 
 use domicile::api::privacy_data_store::InstanceRole;
+use instance_bed::writer::Writer;
 use instance_bed::*;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 /// Long enough for everything that would happen to happen: twice the detection time.
 const LONG: Duration = Duration::from_secs(6);
@@ -97,56 +96,9 @@ async fn quiet(bed: &Bed) {
     .await;
 }
 
-/// Writes a row after the other through whoever takes it; what was acknowledged.
-fn writer(bed: &Bed) -> (watch::Sender<bool>, JoinHandle<(Vec<i64>, Duration)>) {
-    let (stop, stopped) = watch::channel(false);
-    let conninfo = format!(
-        "host=s-1,s-2 hostaddr={},{} port={PORT} user=app dbname=app sslmode=verify-full sslrootcert={} \
-         connect_timeout=2 target_session_attrs=read-write",
-        bed.address(1),
-        bed.address(2),
-        bed.path(1, "tls/ca.crt").display(),
-    );
-    let task = tokio::spawn(async move {
-        let mut acknowledged = Vec::new();
-        let (mut gap, mut last) = (Duration::ZERO, Instant::now());
-        for key in 1.. {
-            if *stopped.borrow() {
-                break;
-            }
-            let sql = format!("INSERT INTO t VALUES ({key})");
-            let insert = psql(&conninfo, &sql);
-            if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(2), insert).await {
-                acknowledged.push(key);
-                gap = gap.max(last.elapsed());
-                last = Instant::now();
-            } else {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-        (acknowledged, gap)
-    });
-    (stop, task)
-}
-
-/// Stops the writer; every acknowledged row is there.
-async fn finish(
-    what: &str,
-    node: &Node,
-    (stop, writing): (watch::Sender<bool>, JoinHandle<(Vec<i64>, Duration)>),
-) {
-    stop.send_replace(true);
-    let (acknowledged, gap) = writing.await.unwrap();
-    println!("{what}: {} rows, longest gap {gap:?}", acknowledged.len());
-    assert!(!acknowledged.is_empty());
-    let sql = "SELECT string_agg(v::text, ',' ORDER BY v) FROM t";
-    let all = node.sql_in("app", sql).await.unwrap();
-    let there: Vec<i64> = all.split(',').map(|v| v.parse().unwrap()).collect();
-    let lost: Vec<&i64> = acknowledged
-        .iter()
-        .filter(|k| there.binary_search(k).is_err())
-        .collect();
-    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+/// Stops the writer; every acknowledged row is there, and the table empty for the next.
+async fn finish(what: &str, node: &Node, writer: Writer) {
+    writer.finish(what, node).await;
     node.app_sql("TRUNCATE t").await.unwrap();
 }
 
@@ -184,7 +136,7 @@ async fn whoever_is_left_of_two_goes_on_with_the_witness() {
         let (bed, mut nodes, first) = two("Required").await;
         quiet(&bed).await;
 
-        let writing = writer(&bed);
+        let writing = Writer::start(&bed, 2);
         until_rows(at(&nodes, first)).await;
         let began = Instant::now();
         nodes[first].take().unwrap().kill().await;
@@ -247,7 +199,7 @@ async fn whoever_is_left_of_two_goes_on_with_the_witness() {
 async fn under_preferred_whoever_is_left_takes_writes_alone() {
     bounded(async {
         let (bed, mut nodes, first) = two("Preferred").await;
-        let writing = writer(&bed);
+        let writing = Writer::start(&bed, 2);
         until_rows(at(&nodes, first)).await;
         let began = Instant::now();
         nodes[first].take().unwrap().kill().await;
@@ -275,7 +227,7 @@ async fn without_the_api_server_two_go_on_and_one_does_not() {
     bounded(async {
         let (bed, mut nodes, first) = two("Required").await;
         quiet(&bed).await;
-        let writing = writer(&bed);
+        let writing = Writer::start(&bed, 2);
         until_rows(at(&nodes, first)).await;
         bed.witness.away(true);
         bed.deaf(true);

@@ -7,6 +7,7 @@
 #![allow(dead_code)]
 
 pub mod witness;
+pub mod writer;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
