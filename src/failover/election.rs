@@ -348,6 +348,11 @@ impl<I: Id> Node<I> {
         let Phase::Voting { enough } = election.phase else {
             return;
         };
+        if self.cutting > 0 {
+            // What this instance voted says no longer where its copy ends: it would fetch once more what it has, from
+            // an upstream that the cut then takes from it, and wait for that in vain.
+            return;
+        }
         let outcome = match self.outcome(election) {
             Ok(Some(outcome)) => outcome,
             Ok(None) => return,

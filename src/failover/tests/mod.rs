@@ -7,5 +7,6 @@ mod oracle;
 mod postgres;
 mod replication;
 mod simulation;
+mod steps;
 mod whole;
 mod world;

@@ -1,0 +1,103 @@
+//! One instance, step by step, in orders of events that the simulation seldom makes.
+
+use std::collections::BTreeSet;
+
+use crate::failover::{
+    Configuration, Copy, Durability, Durable, Effect, Era, Event, Message, Node, Rule, Timing,
+};
+
+fn set(ids: &[&'static str]) -> BTreeSet<&'static str> {
+    ids.iter().copied().collect()
+}
+
+fn configuration() -> Configuration<&'static str> {
+    Configuration {
+        term: 1,
+        version: 1,
+        primary: "a",
+        voters: set(&["a", "b", "c"]),
+        witness: None,
+        sync: Rule {
+            members: set(&["b", "c"]),
+            acks: 1,
+        },
+        durability: Durability::Required,
+        may_be_primary: set(&["a", "b", "c"]),
+    }
+}
+
+fn era(term: u64, timeline: u32, start: u64) -> Era {
+    Era {
+        term,
+        timeline,
+        start,
+    }
+}
+
+/// Found on the test bed: another look at the votes while it was cut off from its source made a coordinator fetch
+/// again what it had, from an upstream that the cut took away; the round ran out, and the writers waited three seconds.
+#[test]
+fn a_coordinator_that_has_caught_up_fetches_nothing_while_it_is_cut_off() {
+    let durable = Durable {
+        promised: 1,
+        coordinator: Some("a"),
+        configuration: Some(configuration()),
+        history: vec![era(1, 1, 0)],
+        ..Durable::default()
+    };
+    let mut b = Node::new("b", durable, Timing::new(3_000), 0, 7);
+    let _ = b.step(0, Event::Standby { end: 100 });
+    let _ = b.step(10_000, Event::Dead("a"));
+    let mut now = 10_000;
+    let mut asked = None;
+    for _ in 0..200 {
+        now += 5;
+        for effect in b.step(now, Event::Tick) {
+            if let Effect::Send("c", Message::PreVote { term }) = effect {
+                asked = Some(term);
+            }
+        }
+    }
+    let term = asked.expect("it asks whether it would be elected");
+    let granted = Message::PreVoted {
+        term,
+        granted: true,
+        promised: 1,
+        configuration: Some(configuration()),
+    };
+    let from = |message| Event::Message { from: "c", message };
+    let effects = b.step(now, from(granted));
+    assert!(effects.contains(&Effect::Cut), "{effects:?}");
+    let effects = b.step(now, Event::Cut { end: Some(100) });
+    let requested = |e: &Effect<_>| matches!(e, Effect::Send("c", Message::RequestVote { .. }));
+    assert!(effects.iter().any(requested), "{effects:?}");
+
+    // The other has more.
+    let vote = Message::Vote {
+        term,
+        copy: Some(Copy {
+            end: 200,
+            history: vec![era(1, 1, 0)],
+        }),
+        configuration: Some(configuration()),
+    };
+    let effects = b.step(now, from(vote.clone()));
+    assert!(effects.contains(&Effect::Follow("c")), "{effects:?}");
+    let effects = b.step(
+        now + 5,
+        Event::Received {
+            from: "c",
+            end: 200,
+        },
+    );
+    assert!(effects.contains(&Effect::Cut), "{effects:?}");
+
+    // Time passes, and the vote comes once more, before the cut is done.
+    for event in [Event::Tick, from(vote), Event::Tick] {
+        let effects = b.step(now + 10, event);
+        assert!(!effects.contains(&Effect::Follow("c")), "{effects:?}");
+    }
+    let effects = b.step(now + 15, Event::Cut { end: Some(200) });
+    let accept = |e: &Effect<_>| matches!(e, Effect::Send("c", Message::Accept { .. }));
+    assert!(effects.iter().any(accept), "{effects:?}");
+}
