@@ -3,7 +3,7 @@
 //! Pure. Never deletes the primary's pod while its volume claim is going away, never removes an instance
 //! before those that stay or are to come are ready, and never makes one where the policy doesn't permit it.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,7 +111,10 @@ pub fn populate(
             let pod = build::pod(store, &instance.place, settings, bound, &witnesses);
             steps.push(Step::Create(Object::Pod, Box::new(pod)));
         }
-        Some(pod) if finished(pod) && pod.metadata.deletion_timestamp.is_none() => {
+        Some(pod)
+            if (finished(pod) || (held_back(pod) && !instance.claim.is_some_and(ending)))
+                && pod.metadata.deletion_timestamp.is_none() =>
+        {
             steps.push(delete_pod(pod));
         }
         Some(_) => {}
@@ -177,6 +180,39 @@ fn finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     matches!(phase, Some("Failed" | "Succeeded"))
 }
+
+/// How long a container must have run, for its end to be nothing that it does again at once.
+const RAN_WELL: SignedDuration = SignedDuration::from_secs(20);
+
+/// Killed after it had run well, and now kept from coming back by the kubelet, whose pauses grow to five minutes with
+/// every kill: a standby is missing meanwhile, and with it perhaps the next failover. A new pod begins at once. One
+/// that dies soon after its start is left to the kubelet's pauses.
+fn held_back(pod: &Pod) -> bool {
+    let containers = pod
+        .status
+        .iter()
+        .flat_map(|s| s.container_statuses.iter().flatten());
+    containers.into_iter().any(|c| {
+        let waits = c
+            .state
+            .as_ref()
+            .and_then(|s| s.waiting.as_ref()?.reason.as_deref())
+            == Some("CrashLoopBackOff");
+        let last = c.last_state.as_ref().and_then(|s| s.terminated.as_ref());
+        waits
+            && last.is_some_and(|t| {
+                let ran = t
+                    .started_at
+                    .as_ref()
+                    .zip(t.finished_at.as_ref())
+                    .map(|(from, to)| to.0.duration_since(from.0));
+                t.exit_code == SIGKILLED && ran.is_some_and(|ran| ran >= RAN_WELL)
+            })
+    })
+}
+
+/// 128 and the number of the signal, as container runtimes tell an end by one.
+const SIGKILLED: i32 = 128 + 9;
 
 /// Deletes exactly this pod.
 #[must_use]

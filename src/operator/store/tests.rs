@@ -171,6 +171,38 @@ fn a_lost_pod_comes_back_on_its_volume_and_an_evicted_one_is_replaced() {
 }
 
 #[test]
+fn a_pod_that_was_killed_does_not_wait_for_the_kubelets_pauses() {
+    // What the kubelet says of a container that waits; seconds that it ran, how it ended, and whether a new pod is due.
+    let cases = [
+        ("CrashLoopBackOff", 20, 137, true),
+        ("CrashLoopBackOff", 19, 137, false),
+        ("CrashLoopBackOff", 500, 1, false),
+        ("ContainerCreating", 500, 137, false),
+    ];
+    for (reason, ran, code, due) in cases {
+        let mut world = sample();
+        world.settle();
+        let at = |s: i64| json!(jiff::Timestamp::from_second(1_800_000_000 + s).unwrap());
+        let status = json!({
+            "phase": "Running",
+            "containerStatuses": [{
+                "name": "postgres", "image": "i", "imageID": "i", "ready": false, "restartCount": 2,
+                "state": {"waiting": {"reason": reason}},
+                "lastState": {"terminated": {"exitCode": code, "startedAt": at(0), "finishedAt": at(ran)}},
+            }],
+        });
+        let pod = world.seen.pods.last_mut().unwrap();
+        pod.status = Some(serde_json::from_value(status).unwrap());
+        let uid = pod.uid().unwrap();
+        let deleted =
+            world.plan().steps.iter().any(
+                |s| matches!(s, Step::Delete { object: Object::Pod, uid: u, .. } if *u == uid),
+            );
+        assert_eq!(deleted, due, "{reason}, {ran} s, {code}");
+    }
+}
+
+#[test]
 fn a_new_image_is_rolled_out_one_at_a_time_with_the_primary_last() {
     let mut world = sample();
     world.settle();
