@@ -182,32 +182,34 @@ fn finished(pod: &Pod) -> bool {
 }
 
 /// How long a container must have run, for its end to be nothing that it does again at once.
-const RAN_WELL: SignedDuration = SignedDuration::from_secs(20);
+const RAN_WELL: SignedDuration = SignedDuration::from_secs(5);
+/// How old a pod must have been when it was killed: so many seconds pass between two that are made anew for this.
+const SETTLED: SignedDuration = SignedDuration::from_secs(60);
 
 /// Killed after it had run well, and now kept from coming back by the kubelet, whose pauses grow to five minutes with
 /// every kill: a standby is missing meanwhile, and with it perhaps the next failover. A new pod begins at once. One
-/// that dies soon after its start is left to the kubelet's pauses.
+/// that dies soon after its start, or again and again, is left to the kubelet's pauses.
 fn held_back(pod: &Pod) -> bool {
+    let Some(created) = &pod.metadata.creation_timestamp else {
+        return false;
+    };
     let containers = pod
         .status
         .iter()
         .flat_map(|s| s.container_statuses.iter().flatten());
     containers.into_iter().any(|c| {
-        let waits = c
-            .state
-            .as_ref()
-            .and_then(|s| s.waiting.as_ref()?.reason.as_deref())
-            == Some("CrashLoopBackOff");
+        let waiting = c.state.as_ref().and_then(|s| s.waiting.as_ref());
+        let waits = waiting.is_some_and(|w| w.reason.as_deref() == Some("CrashLoopBackOff"));
         let last = c.last_state.as_ref().and_then(|s| s.terminated.as_ref());
-        waits
-            && last.is_some_and(|t| {
-                let ran = t
-                    .started_at
-                    .as_ref()
-                    .zip(t.finished_at.as_ref())
-                    .map(|(from, to)| to.0.duration_since(from.0));
-                t.exit_code == SIGKILLED && ran.is_some_and(|ran| ran >= RAN_WELL)
-            })
+        let killed = last.is_some_and(|t| {
+            let (Some(from), Some(to)) = (&t.started_at, &t.finished_at) else {
+                return false;
+            };
+            t.exit_code == SIGKILLED
+                && to.0.duration_since(from.0) >= RAN_WELL
+                && to.0.duration_since(created.0) >= SETTLED
+        });
+        waits && killed
     })
 }
 

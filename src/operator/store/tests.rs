@@ -172,14 +172,16 @@ fn a_lost_pod_comes_back_on_its_volume_and_an_evicted_one_is_replaced() {
 
 #[test]
 fn a_pod_that_was_killed_does_not_wait_for_the_kubelets_pauses() {
-    // What the kubelet says of a container that waits; seconds that it ran, how it ended, and whether a new pod is due.
+    // What the kubelet says of a container that waits, the pod's age, how long it ran and how it ended; and whether a
+    // new pod is due.
     let cases = [
-        ("CrashLoopBackOff", 20, 137, true),
-        ("CrashLoopBackOff", 19, 137, false),
-        ("CrashLoopBackOff", 500, 1, false),
-        ("ContainerCreating", 500, 137, false),
+        ("CrashLoopBackOff", 60, 5, 137, true),
+        ("CrashLoopBackOff", 59, 5, 137, false),
+        ("CrashLoopBackOff", 60, 4, 137, false),
+        ("CrashLoopBackOff", 500, 400, 1, false),
+        ("ContainerCreating", 500, 400, 137, false),
     ];
-    for (reason, ran, code, due) in cases {
+    for (reason, age, ran, code, due) in cases {
         let mut world = sample();
         world.settle();
         let at = |s: i64| json!(jiff::Timestamp::from_second(1_800_000_000 + s).unwrap());
@@ -188,17 +190,18 @@ fn a_pod_that_was_killed_does_not_wait_for_the_kubelets_pauses() {
             "containerStatuses": [{
                 "name": "postgres", "image": "i", "imageID": "i", "ready": false, "restartCount": 2,
                 "state": {"waiting": {"reason": reason}},
-                "lastState": {"terminated": {"exitCode": code, "startedAt": at(0), "finishedAt": at(ran)}},
+                "lastState": {"terminated": {"exitCode": code, "startedAt": at(age - ran), "finishedAt": at(age)}},
             }],
         });
         let pod = world.seen.pods.last_mut().unwrap();
         pod.status = Some(serde_json::from_value(status).unwrap());
+        pod.metadata.creation_timestamp = Some(serde_json::from_value(at(0)).unwrap());
         let uid = pod.uid().unwrap();
         let deleted =
             world.plan().steps.iter().any(
                 |s| matches!(s, Step::Delete { object: Object::Pod, uid: u, .. } if *u == uid),
             );
-        assert_eq!(deleted, due, "{reason}, {ran} s, {code}");
+        assert_eq!(deleted, due, "{reason}, {age} s, {ran} s, {code}");
     }
 }
 
