@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::history::{Era, History, Relation, held, newest, relation};
 use super::message::{Copy, Message, Story};
 use super::node::{Node, Pending, Role};
 use super::planted::Mistake;
-use super::types::{Configuration, Era, History, Id, Lsn, Millis, Relation, Term, held, relation};
+use super::types::{Configuration, Id, Lsn, Millis, Term};
 
 /// A vote as it came.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -85,13 +86,13 @@ pub struct Election<I: Id> {
 }
 
 impl<I: Id> Election<I> {
-    /// Whom it is to catch up with, and by which eras.
-    pub(super) fn catching(&self) -> Option<(I, History)> {
+    /// Whom it is to catch up with, and what that one voted.
+    pub(super) fn catching(&self) -> Option<(&I, &Copy)> {
         let Phase::Catching { source, .. } = &self.phase else {
             return None;
         };
         let copy = self.votes.get(source)?.copy.as_ref()?;
-        Some((source.clone(), Node::<I>::upto(copy, self.term)))
+        Some((source, copy))
     }
 }
 
@@ -383,7 +384,11 @@ impl<I: Id> Node<I> {
             Relation::Prefix if own.end >= outcome.copy.end => self.level_others(now),
             Relation::Prefix => {
                 let Outcome { source, copy, .. } = outcome;
-                let history = Self::upto(&copy, term);
+                let history = self.upto(&copy, term);
+                if relation(&own.history, own.end, &history) == Relation::Diverged {
+                    // With the era to come, the one in which it ends would be forgotten.
+                    return self.give_up(now, "its own copy has diverged");
+                }
                 self.enter(
                     now,
                     Phase::Catching {
@@ -397,14 +402,14 @@ impl<I: Id> Node<I> {
     }
 
     /// The eras of a copy, up to where it was when it was voted. What may come after that is nobody's yet.
-    pub(super) fn upto(copy: &Copy, term: Term) -> History {
+    pub(super) fn upto(&self, copy: &Copy, term: Term) -> History {
         let mut history = held(&copy.history, copy.end).to_vec();
         history.push(Era {
             term,
             timeline: 0,
             start: copy.end,
         });
-        history
+        newest(history, self.kept)
     }
 
     pub(super) fn enter(&mut self, now: Millis, phase: Phase<I>) {

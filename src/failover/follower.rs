@@ -4,10 +4,11 @@
 //! back with no upstream; mark a copy before it is touched, and count it as data only once it's level.
 //! Never: compares copies by timelines.
 
+use super::history::{History, Relation, held, relation};
 use super::message::{Effect, Message};
 use super::node::{Local, Node, Pending, Role, Seen};
 use super::planted::Mistake;
-use super::types::{Configuration, History, Id, Lsn, Millis, Relation, Term, relation};
+use super::types::{Configuration, Id, Lsn, Millis, Term};
 
 impl<I: Id> Node<I> {
     pub(super) fn on_heartbeat(
@@ -108,7 +109,12 @@ impl<I: Id> Node<I> {
                 // It streamed from this one before it was promoted: the new era is written down before it
                 // comes along the same connection. If it came already, or the other's copy isn't the one that
                 // this one followed, only a look at its own end can tell.
-                if relation(&self.durable.history, *end, history) == Relation::Prefix {
+                // What came of the last era it holds may be half a record, and be gone after the cut: one more
+                // has to be among those that are kept.
+                let placed =
+                    history.first().is_some_and(|e| e.start == 0) || held(history, *end).len() > 1;
+                let prefix = relation(&self.durable.history, *end, history) == Relation::Prefix;
+                if prefix && placed {
                     self.durable.history.clone_from(history);
                     self.persist();
                 } else {
@@ -181,7 +187,8 @@ impl<I: Id> Node<I> {
         let Role::Electing(election) = &self.role else {
             return;
         };
-        if let Some((source, history)) = election.catching() {
+        if let Some((source, copy)) = election.catching() {
+            let (source, history) = (source.clone(), self.upto(copy, election.term));
             self.follow(&source, &history, end);
         }
     }

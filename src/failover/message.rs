@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::types::{Configuration, Durability, Durable, History, Id, Lsn, Millis, Rule, Term};
+use super::history::History;
+use super::types::{Configuration, Durability, Durable, Id, Lsn, Millis, Rule, Term};
 
 /// A message between voters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -113,6 +114,19 @@ pub enum Message<I: Id> {
         /// Who should take over.
         successor: Option<I>,
     },
+}
+
+impl<I: Id> Message<I> {
+    /// The eras that it carries.
+    pub(super) fn history_mut(&mut self) -> Option<&mut History> {
+        match self {
+            Self::Heartbeat { history, .. }
+            | Self::Level { history, .. }
+            | Self::Accept { history, .. } => Some(history),
+            Self::Vote { copy, .. } => copy.as_mut().map(|c| &mut c.history),
+            _ => None,
+        }
+    }
 }
 
 /// A copy as its vote tells it.

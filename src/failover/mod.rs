@@ -26,6 +26,7 @@ mod candidate;
 mod change;
 mod election;
 mod follower;
+mod history;
 mod message;
 mod node;
 mod planted;
@@ -36,12 +37,10 @@ mod voter;
 mod witness;
 
 pub use election::Phase;
+pub use history::{Era, History, KEPT, Relation, held, newest, relation};
 pub use message::{Copy, Effect, Event, Message, Story, Streaming, Wish};
 pub use node::{Local, Node, Role, Timing, Wanted};
-pub use types::{
-    Configuration, Durability, Durable, Era, History, Id, Lsn, Millis, Relation, Rule, Term, held,
-    relation,
-};
+pub use types::{Configuration, Durability, Durable, Id, Lsn, Millis, Rule, Term};
 pub use witness::{Register, Watch};
 
 #[cfg(test)]

@@ -9,9 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::election::Election;
+use super::history::{Era, History, KEPT, newest};
 use super::message::{Effect, Event, Message, Story, Wish};
 use super::primary::Primary;
-use super::types::{Configuration, Durability, Durable, Era, History, Id, Lsn, Millis, Rule, Term};
+use super::types::{Configuration, Durability, Durable, Id, Lsn, Millis, Rule, Term};
 
 /// The intervals of the protocol, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -166,6 +167,8 @@ pub struct Node<I: Id> {
     /// A new copy is being made.
     pub(super) copying: bool,
     pub(super) random: u64,
+    /// How many eras a history keeps.
+    pub(super) kept: usize,
     #[cfg(test)]
     pub(super) planted: Option<super::planted::Mistake>,
     /// Does nothing by itself: the model checker chooses when it suspects, asks and beats.
@@ -177,7 +180,9 @@ pub struct Node<I: Id> {
 impl<I: Id> Node<I> {
     /// An instance that has just started, with what its volume remembers. `seed` makes its random delays.
     #[must_use]
-    pub fn new(me: I, durable: Durable<I>, timing: Timing, now: Millis, seed: u64) -> Self {
+    pub fn new(me: I, mut durable: Durable<I>, timing: Timing, now: Millis, seed: u64) -> Self {
+        // An earlier version kept all eras.
+        durable.history = newest(durable.history, KEPT);
         Self {
             highest: durable.promised.max(durable.at().0),
             me,
@@ -200,6 +205,7 @@ impl<I: Id> Node<I> {
             fenced: false,
             copying: false,
             random: seed | 1,
+            kept: KEPT,
             #[cfg(test)]
             planted: None,
             #[cfg(test)]
@@ -324,7 +330,11 @@ impl<I: Id> Node<I> {
         std::mem::take(&mut self.out)
     }
 
-    fn message(&mut self, now: Millis, from: I, message: Message<I>) {
+    fn message(&mut self, now: Millis, from: I, mut message: Message<I>) {
+        if let Some(history) = message.history_mut() {
+            // An earlier version sends all of them.
+            *history = newest(std::mem::take(history), self.kept);
+        }
         match message {
             Message::Heartbeat {
                 configuration,

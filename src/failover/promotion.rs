@@ -7,11 +7,12 @@
 use std::collections::BTreeSet;
 
 use super::election::Phase;
+use super::history::History;
 use super::message::{Effect, Message, Story};
 use super::node::{Local, Node, Role};
 use super::planted::Mistake;
 use super::primary::Primary;
-use super::types::{Configuration, History, Id, Lsn, Millis, Rule, Term};
+use super::types::{Configuration, Id, Lsn, Millis, Rule, Term};
 
 impl<I: Id> Node<I> {
     pub(super) fn propose(&mut self, now: Millis) {
@@ -65,7 +66,7 @@ impl<I: Id> Node<I> {
     pub(super) fn planned(&self, term: Term) -> History {
         // Without marks of eras of which nothing was ever received.
         self.own_copy()
-            .map_or_else(History::new, |own| Self::upto(&own, term))
+            .map_or_else(History::new, |own| self.upto(&own, term))
     }
 
     pub(super) fn ask_acceptance(&mut self, now: Millis) {

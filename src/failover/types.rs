@@ -1,15 +1,16 @@
 //! What instances agree about, and what each keeps on its volume.
 //!
-//! Owns the vocabulary: terms, configurations, the synchronous rule, histories, and the arithmetic of quorums.
-//! Never: does I/O, reads a clock, or compares two copies by PostgreSQL's timeline numbers. PostgreSQL numbers
-//! timelines locally, so two primaries that never met can both be on timeline 2; copies are compared by the
-//! terms in which their WAL was written.
+//! Owns the vocabulary: terms, configurations, the synchronous rule, and the arithmetic of quorums. How copies
+//! compare is `history`.
+//! Never: does I/O, or reads a clock.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
+
+use super::history::History;
 
 /// Milliseconds on a clock that never goes back and counts suspended time (`CLOCK_BOOTTIME`).
 pub type Millis = u64;
@@ -154,60 +155,6 @@ impl<I: Id> Configuration<I> {
     }
 }
 
-/// A stretch of WAL: everything from `start` on was written by the primary of `term`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Era {
-    /// The term.
-    pub term: Term,
-    /// PostgreSQL's timeline; 0 until it's known. Only to choose between a rewind and a new copy.
-    pub timeline: u32,
-    /// Where it forked from the era before.
-    pub start: Lsn,
-}
-
-/// The eras of a copy, oldest first. It may name an era of which nothing has been received yet: it's written
-/// *before* streaming begins, so that WAL is never held without its era. What is really held ends with the
-/// copy's end.
-pub type History = Vec<Era>;
-
-/// How a copy relates to the one that it's to follow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Relation {
-    /// It's a beginning of the other: it can stream the rest.
-    Prefix,
-    /// It holds something that the other hasn't: it must be rewound or made anew.
-    Diverged,
-}
-
-/// The eras of which a copy that ends at `end` really holds something.
-#[must_use]
-pub fn held(history: &[Era], end: Lsn) -> &[Era] {
-    // An era begins with a record of its own, so one that begins at the end isn't held. The first era is.
-    let count = history
-        .iter()
-        .skip(1)
-        .take_while(|era| era.start < end)
-        .count();
-    history.get(..(count + 1).min(history.len())).unwrap_or(&[])
-}
-
-/// How a copy with `mine`, ending at `end`, relates to one with `theirs`. The other's own end matters only to
-/// the caller: a copy may be a prefix of what the other's history allows and yet be longer than the other.
-#[must_use]
-pub fn relation(mine: &[Era], end: Lsn, theirs: &[Era]) -> Relation {
-    let mine = held(mine, end);
-    let same = mine
-        .iter()
-        .zip(theirs)
-        .all(|(a, b)| a.term == b.term && a.start == b.start);
-    let fits = theirs.get(mine.len()).is_none_or(|next| end <= next.start);
-    if same && mine.len() <= theirs.len() && fits {
-        Relation::Prefix
-    } else {
-        Relation::Diverged
-    }
-}
-
 /// What a voter keeps, and has on disk before it answers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Durable<I: Id> {
@@ -219,7 +166,7 @@ pub struct Durable<I: Id> {
     pub configuration: Option<Configuration<I>>,
     /// Its copy is being replaced: it votes, but not as data, and is no candidate.
     pub rebuilding: bool,
-    /// The eras of its copy.
+    /// The eras of its copy, the newest of them.
     pub history: History,
 }
 
@@ -277,29 +224,6 @@ mod tests {
         assert_eq!(rule(&[1], 2).quorum(), Some(1));
         assert_eq!(rule(&[1, 2], 1).quorum(), Some(2));
         assert_eq!(rule(&[1, 2, 3, 4], 2).quorum(), Some(3));
-    }
-
-    fn era(term: Term, start: Lsn) -> Era {
-        Era {
-            term,
-            timeline: 0,
-            start,
-        }
-    }
-
-    #[test]
-    fn copies_are_compared_by_terms_and_not_by_timelines() {
-        let old = [era(1, 0)];
-        let next = [era(1, 0), era(3, 100)];
-        let other = [era(1, 0), era(2, 100)];
-        assert_eq!(relation(&old, 100, &next), Relation::Prefix);
-        assert_eq!(relation(&old, 101, &next), Relation::Diverged);
-        // Marked before it received anything of it.
-        assert_eq!(relation(&next, 100, &other), Relation::Prefix);
-        assert_eq!(relation(&next, 101, &other), Relation::Diverged);
-        assert_eq!(relation(&next, 120, &next), Relation::Prefix);
-        assert_eq!(relation(&next, 120, &old), Relation::Diverged);
-        assert_eq!(relation(&[], 0, &next), Relation::Prefix);
     }
 
     proptest! {

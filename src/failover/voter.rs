@@ -3,10 +3,11 @@
 //! Owns rules 1 and 4: cut first, then write down, then answer.
 //! Never: answers before the effect that makes the answer true.
 
+use super::history::{History, held};
 use super::message::{Copy, Message, Story};
 use super::node::{Local, Node, Pending, Role};
 use super::planted::Mistake;
-use super::types::{Configuration, History, Id, Lsn, Millis, Term, held};
+use super::types::{Configuration, Id, Lsn, Millis, Term};
 
 impl<I: Id> Node<I> {
     // --- votes

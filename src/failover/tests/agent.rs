@@ -3,7 +3,7 @@
 use super::oracle::V;
 use super::postgres::State;
 use super::world::{Ev, World};
-use crate::failover::{Effect, Era, Event, Message, Wanted, held};
+use crate::failover::{Effect, Era, Event, Lsn, Message, Term, Wanted, held};
 
 impl World {
     pub fn tell(&mut self, i: usize, boot: u64, run: Option<u64>, event: Event<V>) {
@@ -188,9 +188,13 @@ impl World {
 
     /// Without eras that never began. A member may have accepted a configuration whose primary then followed
     /// somebody else instead of being promoted, and passed that on; no copy can hold more of such an era.
-    pub fn begun(&self, history: &[Era]) -> Vec<Era> {
+    pub fn begun(&self, history: &[Era]) -> Vec<(Term, Lsn)> {
         let real = |e: &&Era| e.term == 1 || self.oracle.promoted.contains_key(&e.term);
-        history.iter().filter(real).cloned().collect()
+        history
+            .iter()
+            .filter(real)
+            .map(|e| (e.term, e.start))
+            .collect()
     }
 
     /// What is voted as data has to be what is there.
@@ -210,15 +214,11 @@ impl World {
             && (c.primary == self.slots[i].id || c.sync.members.contains(&self.slots[i].id))
         {
             let wal = &self.slots[i].pg.wal;
-            let eras = wal.eras();
+            let eras = wal.eras(copy.history.first());
             let said = self.begun(held(&copy.history, copy.end));
             // Others may have streamed on from an upstream that was promoted, or followed somebody, without
             // their knowing; that makes them strangers to every later primary, never members.
-            let same = said.len() <= eras.len()
-                && said
-                    .iter()
-                    .zip(&eras)
-                    .all(|(a, b)| (a.term, a.start) == (b.term, b.start));
+            let same = said == eras && !said.is_empty();
             if !self.slots[i].pg.copy || !wal.whole() || wal.end() != copy.end || !same {
                 let why = format!(
                     "{i} votes {copy:?} but holds {eras:?} up to {} (whole: {}, copy: {})",

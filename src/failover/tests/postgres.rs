@@ -61,16 +61,19 @@ impl Wal {
         });
     }
 
-    /// The eras as they really are.
-    pub fn eras(&self) -> Vec<Era> {
-        let mut eras: Vec<Era> = Vec::new();
+    /// The eras as they really are, of those that a history keeps which begins with `oldest`.
+    pub fn eras(&self, oldest: Option<&Era>) -> Vec<(Term, Lsn)> {
+        let floor = oldest.map_or(0, |e| e.start);
+        let mut eras = self.all_eras();
+        eras.retain(|(_, start)| *start >= floor);
+        eras
+    }
+
+    fn all_eras(&self) -> Vec<(Term, Lsn)> {
+        let mut eras: Vec<(Term, Lsn)> = Vec::new();
         for (i, r) in self.recs.iter().enumerate() {
-            if eras.last().is_none_or(|e| e.term != r.term) {
-                eras.push(Era {
-                    term: r.term,
-                    timeline: 0,
-                    start: i as u64 * RECORD,
-                });
+            if eras.last().is_none_or(|(term, _)| *term != r.term) {
+                eras.push((r.term, i as u64 * RECORD));
             }
         }
         eras

@@ -239,15 +239,12 @@ impl World {
                 self.oracle.fail(why);
             }
         }
-        let (history, eras) = (self.begun(&self.slots[i].disk.history), wal.eras());
-        let same = history.len() == eras.len() + 1
-            && history
-                .iter()
-                .zip(&eras)
-                .all(|(a, b)| (a.term, a.start) == (b.term, b.start));
-        if !same
-            || history.last().map(|e| (e.term, e.start)) != Some((configuration.term, wal.end()))
-        {
+        let known = &self.slots[i].disk.history;
+        let history = self.begun(known);
+        let mut eras = wal.eras(known.first());
+        // The one that is about to begin.
+        eras.push((configuration.term, wal.end()));
+        if history != eras || history.len() < 2 {
             let why = format!("{i} is promoted with eras {history:?}, but holds {eras:?}");
             self.oracle.fail(why);
         }

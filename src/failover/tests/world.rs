@@ -7,8 +7,8 @@ use super::oracle::{Oracle, V};
 use super::postgres::{Connection, Postgres, Rec, State};
 use crate::failover::planted::Mistake;
 use crate::failover::{
-    Configuration, Durable, Event, History, Message, Millis, Node, Register, Rule, Timing, Watch,
-    Wish,
+    Configuration, Durable, Event, History, KEPT, Message, Millis, Node, Register, Rule, Timing,
+    Watch, Wish,
 };
 
 /// The only source of randomness.
@@ -207,6 +207,8 @@ pub struct World {
     pub ids: u64,
     pub steps: u64,
     pub mistake: Option<Mistake>,
+    /// How many eras a history keeps.
+    pub kept: usize,
     queue: BTreeMap<(Millis, u64), Ev>,
     sequence: u64,
 }
@@ -237,6 +239,8 @@ impl World {
             ids: 0,
             steps: 0,
             mistake,
+            // Mostly few, so that they are forgotten soon.
+            kept: [4, 5, 8, KEPT][(seed % 4) as usize],
             queue: BTreeMap::new(),
             sequence: 0,
             wish,
@@ -304,6 +308,7 @@ impl World {
         slot.watch = Watch::default();
         let mut node = Node::new(slot.id, slot.disk.clone(), self.timing, self.now, seed);
         node.planted = self.mistake;
+        node.kept = self.kept;
         slot.node = Some(node);
         let (boot, copy) = (slot.boot, slot.pg.copy);
         self.log(|| format!("{i} starts"));

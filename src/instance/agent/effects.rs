@@ -95,7 +95,7 @@ impl Agent {
             address: self.config.address,
             message,
         };
-        match serde_json::to_vec(&envelope) {
+        match envelope.encode() {
             Ok(bytes) => {
                 self.peers.send(&name, &bytes);
             }

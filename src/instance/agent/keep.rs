@@ -16,8 +16,8 @@ use sha2::{Digest as _, Sha256};
 use crate::failover::Durable;
 use crate::instance::files;
 
-/// Size of each file. A state with nine voters takes a few kilobytes; its history grows by some fifty bytes with
-/// each failover.
+/// Size of each file. A state with nine voters takes a few kilobytes, with as many eras as a history keeps some ten
+/// more; what earlier versions wrote, which kept all eras, is read, too.
 const SIZE: usize = 256 << 10;
 const NAMES: [&str; 2] = ["failover-a.json", "failover-b.json"];
 const DIGEST: usize = 64;
@@ -177,6 +177,32 @@ mod tests {
             let (again, last) = Keep::open(dir.path()).unwrap();
             assert_eq!((again.seq, last), (promised, Some(state(promised))));
         }
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_read_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let eras: Vec<_> = (0..3_000)
+            .map(|n| {
+                format!(
+                    r#"{{"term":{},"timeline":{},"start":{}}}"#,
+                    n + 1,
+                    n + 1,
+                    n * 16
+                )
+            })
+            .collect();
+        let body = format!(
+            r#"{{"seq":7,"state":{{"promised":3001,"coordinator":"s-2/b","configuration":{{"term":3000,"version":2,"primary":"s-1/a","voters":["s-1/a","s-2/b"],"witness":null,"sync":{{"members":["s-2/b"],"acks":1}},"durability":"Required","may_be_primary":["s-1/a"]}},"rebuilding":true,"history":[{}]}}}}"#,
+            eras.join(",")
+        );
+        let text = format!("{}\n{body}\n", hex(body.as_bytes()));
+        std::fs::write(dir.path().join(NAMES[0]), text).unwrap();
+        let (keep, last) = Keep::open(dir.path()).unwrap();
+        let last = last.unwrap();
+        assert_eq!((keep.seq, last.promised, last.at()), (7, 3001, (3000, 2)));
+        assert!(last.rebuilding);
+        assert_eq!(last.history.len(), 3_000);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! It runs beside the manager's loop, not in it: a manager that waits for a statement must not delay a vote.
 
 mod effects;
+mod envelope;
 pub mod hands;
 mod keep;
 pub mod names;
@@ -24,7 +25,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
@@ -43,6 +43,7 @@ use crate::failover::{
     Durability, Durable, Effect, Event, Local, Message, Node, Phase, Role, Rule, Story, Streaming,
     Timing, Wish,
 };
+use envelope::Envelope;
 use hands::{Hands, Server, Standbys};
 use keep::Keep;
 pub use view::{Failover, Input, View};
@@ -89,15 +90,6 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// What goes over the wire.
-#[derive(Serialize, Deserialize)]
-struct Envelope {
-    from: String,
-    to: String,
-    address: IpAddr,
-    message: Message<String>,
 }
 
 /// What came of an operation.

@@ -9,7 +9,7 @@ impl Agent {
     pub(super) fn heard(&mut self, event: PeerEvent) -> Option<Event<String>> {
         match event {
             PeerEvent::Message { from, body } => {
-                let Ok(envelope) = serde_json::from_slice::<Envelope>(&body) else {
+                let Ok(envelope) = Envelope::decode(&body) else {
                     debug!(from, "a message that can't be understood");
                     return None;
                 };
