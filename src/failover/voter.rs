@@ -70,6 +70,19 @@ impl<I: Id> Node<I> {
         if hears || matches!(self.role, Role::Primary(_)) {
             return self.send(&from, Message::Refused { term, promised });
         }
+        if mine {
+            // Asked again. Cut once more for it, a voter whose cut takes longer than the coordinator waits between two
+            // askings would never answer; and what it has begun to follow since would be taken from it.
+            if self.durable.at().0 == term {
+                return;
+            }
+            if self.cutting > 0 && matches!(self.pending, Some(Pending::Vote { .. })) {
+                return;
+            }
+            if self.cutting == 0 && matches!(self.local, Local::Standing { .. }) {
+                return self.vote(now, term, &from);
+            }
+        }
         // Coordinators that are ahead end this one's own attempt.
         self.give_up_below(now, term);
         if self.errs(Mistake::VoteBeforeCut)

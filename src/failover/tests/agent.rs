@@ -87,7 +87,12 @@ impl World {
                 } else {
                     0
                 };
-                let second = first + self.rng.range(0, 15) + slow;
+                let mut second = first + self.rng.range(0, 15) + slow;
+                if self.far > 0 {
+                    let begin = self.slots[i].cutting.max(self.now) - self.now;
+                    second = begin + second + self.rng.range(50, 150);
+                    self.slots[i].cutting = self.now + second;
+                }
                 self.at(first, Ev::CutReceiver { slot: i, boot });
                 self.at(second, Ev::CutDone { slot: i, boot });
             }

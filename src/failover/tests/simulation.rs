@@ -23,11 +23,18 @@ struct Report {
 }
 
 fn run(seed: u64, trace: bool, mistake: Option<Mistake>) -> Report {
+    run_at(seed, trace, mistake, 0)
+}
+
+/// As [`run`], with every message so many milliseconds longer under way, and the default detection time then: a shorter
+/// one is for regions that are nearer.
+fn run_at(seed: u64, trace: bool, mistake: Option<Mistake>, far: u64) -> Report {
     let mut rng = Rng::new(seed ^ 0xABCD);
     let (instances, witness) = rng
         .pick(&[(3, false), (3, false), (2, true), (5, false), (4, true)])
         .unwrap_or((3, false));
     let detection = rng.pick(&[600, 1_000, 3_000]).unwrap_or(1_000);
+    let detection = if far > 0 { 3_000 } else { detection };
     let timing = Timing {
         steady: 1_000,
         ..Timing::new(detection)
@@ -50,6 +57,7 @@ fn run(seed: u64, trace: bool, mistake: Option<Mistake>) -> Report {
         plan.provoking(mistake);
     }
     let mut world = World::new(seed, instances, timing, plan.clone(), wish, mistake);
+    world.far = far;
     if trace {
         world.trace = Some(vec![format!(
             "seed {seed}: {instances} instances, {witness:?}, {durability:?}, {detection} ms, {plan:?}"
@@ -88,7 +96,8 @@ fn run(seed: u64, trace: bool, mistake: Option<Mistake>) -> Report {
 fn settle(world: &mut World, what: &str) -> Option<String> {
     let (begin, commits) = (world.now, world.oracle.acknowledged.len());
     let mut short = None;
-    while world.now < begin + REPAIR {
+    let limit = if world.far > 0 { 4 * REPAIR } else { REPAIR };
+    while world.now < begin + limit {
         let until = world.now + 100;
         while world.next(until) {}
         if world.oracle.failure.is_some() {
@@ -193,6 +202,16 @@ fn schedules() {
         t.5
     );
     assert!(t.5.is_empty(), "replay with DOMICILE_SEED={}", t.5[0]);
+}
+
+/// Between regions 40 to 80 ms apart, with cuts that take as long as several askings.
+#[test]
+fn far_regions_settle() {
+    let most = number("DOMICILE_FAR").unwrap_or(100);
+    let failed: Vec<(u64, String)> = (0..most)
+        .filter_map(|seed| Some((seed, run_at(seed, false, None, 40 + seed % 41).failure?)))
+        .collect();
+    assert!(failed.is_empty(), "{failed:#?}");
 }
 
 /// Every planted mistake is noticed. Not in this list, since no seed below 8,000 shows them in the protocol as it is now:

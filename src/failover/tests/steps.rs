@@ -101,3 +101,70 @@ fn a_coordinator_that_has_caught_up_fetches_nothing_while_it_is_cut_off() {
     let accept = |e: &Effect<_>| matches!(e, Effect::Send("c", Message::Accept { .. }));
     assert!(effects.iter().any(accept), "{effects:?}");
 }
+
+/// Found on the test bed, 40 ms between regions: each time it was asked again a voter cut once more, the next asking came
+/// before that was done, and it never answered: three minutes without a primary.
+#[test]
+fn a_voter_that_is_asked_again_cuts_once_and_answers_each_time_after_that() {
+    let durable = Durable {
+        promised: 1,
+        coordinator: Some("a"),
+        configuration: Some(configuration()),
+        history: vec![era(1, 1, 0)],
+        ..Durable::default()
+    };
+    let mut c = Node::new("c", durable, Timing::new(3_000), 0, 7);
+    let _ = c.step(0, Event::Standby { end: 100 });
+    let ask = || Event::Message {
+        from: "b",
+        message: Message::RequestVote {
+            term: 2,
+            renewal: None,
+            farewell: Some(1),
+        },
+    };
+    assert!(c.step(10_000, ask()).contains(&Effect::Cut));
+    for now in [10_060, 10_120] {
+        let effects = c.step(now, ask());
+        assert!(!effects.contains(&Effect::Cut), "{effects:?}");
+    }
+    let vote = |e: &Effect<_>| {
+        matches!(
+            e,
+            Effect::Send(
+                "b",
+                Message::Vote {
+                    term: 2,
+                    copy: Some(_),
+                    ..
+                }
+            )
+        )
+    };
+    let effects = c.step(10_150, Event::Cut { end: Some(100) });
+    assert!(effects.iter().any(vote), "{effects:?}");
+    let effects = c.step(10_180, ask());
+    assert!(
+        effects.iter().any(vote) && !effects.contains(&Effect::Cut),
+        "{effects:?}"
+    );
+
+    // Elected meanwhile: what comes late takes nothing from it.
+    let accept = Message::Accept {
+        configuration: Configuration {
+            term: 2,
+            primary: "b",
+            ..configuration()
+        },
+        history: vec![era(1, 1, 0), era(2, 0, 100)],
+    };
+    let effects = c.step(
+        10_200,
+        Event::Message {
+            from: "b",
+            message: accept,
+        },
+    );
+    assert!(effects.contains(&Effect::Follow("b")), "{effects:?}");
+    assert!(!c.step(10_240, ask()).contains(&Effect::Cut));
+}

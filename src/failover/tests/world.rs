@@ -187,6 +187,8 @@ pub struct Slot {
     pub pg: Postgres,
     pub starting: bool,
     pub watch: Watch,
+    /// Until when its agent is busy with cuts, where they take their time (see [`World::far`]).
+    pub cutting: Millis,
 }
 
 /// Slot number of the witness, as the network knows it.
@@ -194,6 +196,9 @@ pub const WITNESS: usize = 9;
 
 pub struct World {
     pub now: Millis,
+    /// What every way over the network takes longer, in milliseconds. If it isn't 0, cuts take longer as well, and one
+    /// begins when the one before is done, as the agent has it.
+    pub far: Millis,
     pub rng: Rng,
     pub slots: Vec<Slot>,
     pub witness: Option<(Register<V>, u64)>,
@@ -224,6 +229,7 @@ impl World {
     ) -> Self {
         let mut world = Self {
             now: 1000,
+            far: 0,
             rng: Rng::new(seed),
             slots: Vec::new(),
             witness: wish.witness.map(|w| (Register::new(w), 0)),
@@ -257,6 +263,7 @@ impl World {
                 pg: Postgres::new(),
                 starting: false,
                 watch: Watch::default(),
+                cutting: 0,
             };
             if i == 0 {
                 slot.disk = Node::founding(&0, world.wish.durability);
@@ -402,10 +409,12 @@ impl World {
 
     /// The delay of a packet.
     pub fn wire(&mut self) -> Millis {
-        if self.quiet || !self.rng.one_in(self.plan.late) {
-            return self.rng.range(1, 6);
-        }
-        self.rng.range(5, 2_000)
+        let way = if self.quiet || !self.rng.one_in(self.plan.late) {
+            self.rng.range(1, 6)
+        } else {
+            self.rng.range(5, 2_000)
+        };
+        way + self.far
     }
 
     pub fn send(&mut self, i: usize, to: V, message: Message<V>) {
