@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod assess;
+pub mod attest;
 pub mod build;
 pub mod certificates;
 pub mod failovers;
@@ -138,6 +139,10 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
         }
         blame(&mut draft, error);
     }
+    // Whatever became of the steps: what was seen was seen.
+    draft
+        .verdicts
+        .extend(attest::attest(&ctx, &observed, now).await);
     let gone = plan
         .steps
         .iter()
