@@ -358,6 +358,12 @@ fn newest(checked: &[Checked]) -> String {
         "  kept     entries {} to {}; the last one's hash is {}",
         first.statement.sequence, statement.sequence, last.hash
     );
+    if content.deleting {
+        let _ = writeln!(
+            out,
+            "  store    was being deleted: volumes that are listed were left behind, unless a later store took them up"
+        );
+    }
     if let Some(note) = &statement.note {
         let _ = writeln!(out, "  note     {note}");
     }

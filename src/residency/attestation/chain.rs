@@ -15,7 +15,7 @@ use super::{Body, Content, EntryRef, Statement, StoreRef, Verdict};
 /// An entry is made at least this often. Passes come every minute and may take a while: it is an hour at the most.
 const INTERVAL: SignedDuration = SignedDuration::from_mins(57);
 /// A change is written at once unless another entry was made this recently, so that a store that is being rolled
-/// or flaps doesn't push its own history out. What turns out to be outside doesn't wait.
+/// or flaps doesn't push its own history out. What turns out to be outside doesn't wait, nor does a store's end.
 const GAP: SignedDuration = SignedDuration::from_secs(30);
 /// An unchanged entry refers to one that says it in full; that one is at most this old.
 const FULL: SignedDuration = SignedDuration::from_hours(24);
@@ -98,7 +98,8 @@ pub fn due(last: Option<&Tail>, content: &Content, now: Timestamp) -> bool {
         return true;
     }
     let worse = content.verdict == Verdict::Outside && last.content.verdict != Verdict::Outside;
-    last.content != *content && (worse || age >= GAP)
+    // Of a store that goes, the last word is what it left behind: nobody comes back to say it later.
+    last.content != *content && (worse || content.deleting || age >= GAP)
 }
 
 /// Who makes an entry, and when.

@@ -443,6 +443,7 @@ fn an_entry_is_due_on_change_hourly_and_at_once_if_something_is_outside() {
     let last = log.tail.as_ref();
     let unknown = seen(&["us-west", "us-east"], |e| e.bound[1].1 = "x".into());
     let outside = seen(&["us-west"], |_| {});
+    let going = seen(&["us-west", "us-east"], |e| e.deleting = true);
     assert!(due(None, &good(), at(0)));
     for (content, seconds, is) in [
         (&good(), 0, false),
@@ -452,6 +453,7 @@ fn an_entry_is_due_on_change_hourly_and_at_once_if_something_is_outside() {
         (&unknown, 29, false),
         (&unknown, 30, true),
         (&outside, 0, true),
+        (&going, 0, true),
     ] {
         assert_eq!(due(last, content, at(seconds)), is, "{seconds}");
     }
