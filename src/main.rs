@@ -220,3 +220,15 @@ fn stop_signal() -> anyhow::Result<CancellationToken> {
     });
     Ok(token)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    /// What clap itself finds wrong with the commands it finds only when one of them is used.
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

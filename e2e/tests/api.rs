@@ -670,7 +670,8 @@ async fn what_was_seen_is_attested_and_outlives_the_store() -> Result<()> {
         .stores()
         .delete("consumers", &DeleteParams::default())
         .await?;
-    let gone = is_deleted(&uid.context("no uid")?);
+    let uid = uid.context("no uid")?;
+    let gone = is_deleted(&uid);
     tokio::time::timeout(PATIENCE, await_condition(world.stores(), "consumers", gone))
         .await
         .context("the store isn't gone")??;

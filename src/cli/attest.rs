@@ -21,6 +21,7 @@ use crate::residency::attestation::{Body, Content, Finding, Verdict};
 
 /// What `attest` is told.
 #[derive(Clone, Debug, Default, clap::Args)]
+#[group(id = "attest-options")]
 pub struct Attest {
     /// List every entry that is kept, not only the newest.
     #[arg(long, conflicts_with = "output")]

@@ -497,10 +497,9 @@ impl Judge<'_> {
             .find(|name| names::replication_slot(name) == slot)
             .cloned()
             .or_else(|| self.owner_by_name(slot));
-        let shown = owner.as_ref().map_or_else(
-            || stranger(slot),
-            |owner| names::replication_slot(owner).clone(),
-        );
+        let shown = owner
+            .as_ref()
+            .map_or_else(|| stranger(slot), |owner| names::replication_slot(owner));
         let use_words = if active { "in use" } else { "not in use" };
         let observed = vec![Observation {
             by: Source::PgReplicationSlots,
