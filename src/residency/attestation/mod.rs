@@ -1,13 +1,14 @@
 //! Attestations: what of a store was seen where, by which observation, under which policy, and what could not be
 //! seen.
 //!
-//! Owns the document ([`Statement`]), how evidence becomes one ([`judge`]), how it is signed ([`seal`]), and how one
+//! Owns the document ([`Statement`]), how evidence ([`evidence`]) becomes one ([`judge`]), how it is signed ([`seal`]), and how one
 //! is bound to the one before ([`chain`]).
 //! Never does I/O, never reads a clock, never makes randomness, and never says more than was seen: what is not known
 //! is Unknown, and what can't be observed is listed. Never carries personal data: names that Domicile didn't give
 //! (of a strange standby, of a strange address) go in as a hash.
 
 pub mod chain;
+pub mod evidence;
 pub mod judge;
 pub mod seal;
 

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::chain::{Checked, Export, Known, Maker, Tail, due, next, surplus, verify};
-use super::judge::{EndpointSeen, Evidence, Report, Requirement, VolumeSeen, judge};
+use super::evidence::{EndpointSeen, Evidence, Report, Requirement, VolumeSeen};
+use super::judge::judge;
 use super::seal::{Envelope, NamedKey, PublicKey, SigningKey};
 use super::*;
 use crate::api::region::{NodeWitnesses, RegionSpec};

@@ -21,9 +21,10 @@ use crate::api::privacy_data_store::InstanceRole;
 use crate::instance::status::Status;
 use crate::operator::context::{Context, bounded};
 use crate::residency::attestation::Content;
-use crate::residency::attestation::judge::{
-    EndpointSeen, Evidence, Report, Requirement, VolumeSeen, judge,
+use crate::residency::attestation::evidence::{
+    EndpointSeen, Evidence, Report, Requirement, VolumeSeen,
 };
+use crate::residency::attestation::judge::judge;
 
 /// What instances reported.
 pub type Reports = BTreeMap<String, Result<Report, String>>;
