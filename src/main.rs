@@ -58,6 +58,17 @@ enum Command {
         #[command(flatten)]
         cluster: cli::ClusterArgs,
     },
+    /// Show what was last seen of a store where, by which observation, and what could not be seen; or write it all.
+    Attest {
+        /// Name of the PrivacyDataStore; it may be gone.
+        store: String,
+        #[command(flatten)]
+        args: cli::attest::Attest,
+        #[command(flatten)]
+        cluster: cli::ClusterArgs,
+    },
+    /// Check a file of attestations offline: signatures, links, numbers, keys.
+    Verify(cli::attest::Verify),
     /// Print the CustomResourceDefinitions, or write them to a folder.
     Crds {
         /// Write one file per kind here instead of printing.
@@ -147,6 +158,20 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             instance,
             cluster,
         } => fence(&cluster, &store, &instance, false).await,
+        Command::Attest {
+            store,
+            args,
+            cluster,
+        } => {
+            let (client, namespace) = cluster.connect().await?;
+            let shown = cli::attest::attest(client, &namespace, &store, args).await?;
+            print!("{shown}");
+            Ok(())
+        }
+        Command::Verify(args) => {
+            print!("{}", cli::attest::verify(&args)?);
+            Ok(())
+        }
         Command::Crds { dir: Some(dir) } => api::crds::write_dir(&dir),
         Command::Crds { dir: None } => {
             print!("{}", api::crds::yaml()?);
@@ -194,4 +219,16 @@ fn stop_signal() -> anyhow::Result<CancellationToken> {
         stop.cancel();
     });
     Ok(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    /// What clap itself finds wrong with the commands it finds only when one of them is used.
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
 }

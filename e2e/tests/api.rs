@@ -11,10 +11,12 @@ use anyhow::{Context, Result, ensure};
 use e2e::api::ApiServer;
 use e2e::harness::{condition, wait_for};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::wait::await_condition;
+use kube::runtime::wait::conditions::is_deleted;
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
@@ -121,6 +123,25 @@ impl World {
             "-",
         ];
         e2e::run::run_with(&command, Some(&manifest.to_string())).await
+    }
+
+    /// Runs a command of the program. Its output, or an error with what it said.
+    async fn domicile(&self, arguments: &[&str]) -> Result<String> {
+        let program = std::env::current_exe()?
+            .with_file_name("")
+            .join("../domicile");
+        let output = tokio::process::Command::new(&program)
+            .args(arguments)
+            .env("KUBECONFIG", self.server.kubeconfig())
+            .output()
+            .await
+            .with_context(|| format!("{}: build it first (cargo build)", program.display()))?;
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Starts an operator as a process of its own. Its lease is in `default`.
@@ -605,6 +626,64 @@ impl World {
             .filter_map(|e| e.note)
             .collect())
     }
+}
+
+/// What was seen is signed, can be checked offline by the program itself, and outlives the store.
+#[tokio::test]
+async fn what_was_seen_is_attested_and_outlives_the_store() -> Result<()> {
+    let mut world = World::new(false).await?;
+    world.regions().await?;
+    world.policy().await?;
+    world.operator("one", 18106)?;
+    world
+        .apply(&World::store("consumers", &[("us-west", 2)]))
+        .await?;
+    world
+        .wait("consumers", |s| {
+            condition(s, "Attested").is_some_and(|c| c.0 == "True")
+        })
+        .await?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("consumers.json").display().to_string();
+    world
+        .domicile(&["attest", "consumers", "-n", "default", "-o", &file])
+        .await?;
+    let keys: Api<ConfigMap> = world.within();
+    let keys = keys.get("domicile-attestation-keys").await?;
+    let (name, pem) = keys
+        .data
+        .iter()
+        .flatten()
+        .next()
+        .context("no key is published")?;
+    let key = folder.path().join(name);
+    std::fs::write(&key, pem)?;
+    let key = key.display().to_string();
+    world.domicile(&["verify", &file, "--key", &key]).await?;
+    let other = "0".repeat(64);
+    let refused = world.domicile(&["verify", &file, "--key", &other]).await;
+    let words = format!("{:#}", refused.err().context("a wrong key was taken")?);
+    ensure!(words.contains("none of those that you gave"), "{words}");
+
+    let uid = world.stores().get("consumers").await?.uid();
+    world
+        .stores()
+        .delete("consumers", &DeleteParams::default())
+        .await?;
+    let uid = uid.context("no uid")?;
+    let gone = is_deleted(&uid);
+    tokio::time::timeout(PATIENCE, await_condition(world.stores(), "consumers", gone))
+        .await
+        .context("the store isn't gone")??;
+    world
+        .domicile(&["attest", "consumers", "-n", "default", "-o", &file])
+        .await?;
+    world.domicile(&["verify", &file, "--key", &key]).await?;
+    let shown = world
+        .domicile(&["attest", "consumers", "-n", "default"])
+        .await?;
+    ensure!(shown.contains("deleted"), "{shown}");
+    Ok(())
 }
 
 /// The instances decide and the operator follows; what people ask is answered; who leaves is told first.

@@ -19,6 +19,8 @@ pub const AVAILABLE: &str = "Available";
 pub const RESIDENT: &str = "Resident";
 /// A commit survives the loss of an instance.
 pub const DURABLE: &str = "Durable";
+/// What was seen last is signed and kept.
+pub const ATTESTED: &str = "Attested";
 
 /// Reasons, one word each. They are part of the interface: alerts and scripts match them.
 pub mod reasons {
@@ -42,6 +44,8 @@ pub mod reasons {
     pub const NO_LAWFUL_NODE: &str = "NoLawfulNode";
     /// A copy is where it may not be.
     pub const OUTSIDE: &str = "Outside";
+    /// What was seen could not be signed or kept.
+    pub const NOT_ATTESTED: &str = "NotAttested";
     /// The scheduler can't place a pod.
     pub const UNSCHEDULABLE: &str = "Unschedulable";
     /// The primary's volume claim is gone.

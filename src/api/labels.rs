@@ -8,6 +8,9 @@ pub const MANAGED_BY_VALUE: &str = "domicile.dev";
 pub const STORE: &str = "domicile.dev/store";
 /// The instance that an object belongs to.
 pub const INSTANCE: &str = "domicile.dev/instance";
+/// On a ConfigMap with attestations: the store that they are of. Not [`STORE`]: what carries that is the store's and
+/// goes with it.
+pub const ATTESTATIONS_OF: &str = "domicile.dev/attestations-of";
 /// The Region that an instance is placed in (on pods and volume claims).
 pub const REGION: &str = "domicile.dev/region";
 /// The zone that an instance is placed in (on volume claims, where it was chosen).

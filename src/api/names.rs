@@ -85,6 +85,17 @@ pub fn witness(store: &str) -> String {
 /// Key of the witness's ConfigMap. Its content is the instances' business.
 pub const WITNESS_KEY: &str = "register";
 
+/// ConfigMap with the store's attestations. It outlives the store.
+#[must_use]
+pub fn attestations(store: &str) -> String {
+    format!("{store}-attestations")
+}
+
+/// Secret in the operator's namespace with the keys that sign attestations: 1.pem, 2.pem, …; the highest signs.
+pub const ATTESTATION_KEY: &str = "domicile-attestation-key";
+/// ConfigMap in the operator's namespace with the public halves of these keys, as KEYID.pem. None is ever taken out.
+pub const ATTESTATION_KEYS: &str = "domicile-attestation-keys";
+
 /// Secret for the application: username, password, database, uri, jdbc-uri, ca.crt.
 #[must_use]
 pub fn app_secret(store: &str) -> String {

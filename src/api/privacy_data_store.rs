@@ -262,7 +262,8 @@ fn optional_quantity_schema(generator: &mut schemars::SchemaGenerator) -> schema
 #[serde(rename_all = "camelCase")]
 pub struct PrivacyDataStoreStatus {
     /// Ready (all as specified), Reconciling, Stalled (a person must act), Available (writes are accepted),
-    /// Resident (every copy is where the policy permits), Durable (a commit survives the loss of an instance).
+    /// Resident (every copy is where the policy permits), Durable (a commit survives the loss of an instance),
+    /// Attested (what was seen last is signed and kept in the ConfigMap STORE-attestations).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

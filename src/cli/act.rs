@@ -31,6 +31,7 @@ const MANAGER: &str = "kubectl-domicile";
 
 /// What `promote` is told.
 #[derive(Clone, Debug, Default, clap::Args)]
+#[group(id = "promote-options")]
 pub struct Promote {
     /// The instance; default: the best standby that is ready and may be primary.
     pub instance: Option<String>,

@@ -6,6 +6,7 @@
 //! are missing if they are.
 
 pub mod act;
+pub mod attest;
 pub mod explain;
 pub mod status;
 pub mod whatif;

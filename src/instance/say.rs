@@ -11,7 +11,7 @@ use super::http::Published;
 use super::manager::Manager;
 use super::plan::{self, Content, Mode, Step};
 use super::report::{self, Facts};
-use super::status::{Receiver, Status, Synchronous};
+use super::status::{Receiver, Slot, Status, Synchronous};
 use super::store::{self, Endpoints, Wish};
 use super::{settings, sync};
 use crate::api::privacy_data_store::{
@@ -337,6 +337,15 @@ impl Manager {
                 in_force,
             }),
             replication: vitals.replicas,
+            slots: known.then(|| {
+                let slots = vitals.slots.iter();
+                slots
+                    .map(|s| Slot {
+                        name: s.name.clone(),
+                        active: s.active,
+                    })
+                    .collect()
+            }),
             receiver: standby.then(|| Receiver {
                 upstream: view
                     .following

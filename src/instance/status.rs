@@ -49,6 +49,9 @@ pub struct Status {
     /// Who streams from it.
     #[serde(default)]
     pub replication: Vec<Replica>,
+    /// Its physical replication slots. Absent: PostgreSQL didn't answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<Vec<Slot>>,
     /// From whom it streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<Receiver>,
@@ -81,6 +84,16 @@ pub struct Replica {
     /// Seconds between a commit here and its flush there, as last measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_seconds: Option<f64>,
+}
+
+/// A physical replication slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// Whether somebody uses it.
+    pub active: bool,
 }
 
 /// The connection to the upstream.

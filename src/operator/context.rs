@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 
+use super::store::attest::Attestor;
 use super::store::build::Settings;
 use crate::api::{Region, ResidencyPolicy};
 use crate::residency::NodeFacts;
@@ -72,6 +73,8 @@ pub struct Context {
     pub identity: String,
     /// Failovers told, by store: only so that their events aren't tried again at every pass.
     pub told: Mutex<HashMap<String, i64>>,
+    /// What attesting needs and remembers.
+    pub attestor: Attestor,
 }
 
 impl Context {

@@ -24,7 +24,7 @@ pub struct Args {
     /// The operator's own image: store pods take the instance manager from it.
     #[arg(long, env = "DOMICILE_IMAGE")]
     pub image: String,
-    /// Namespace of the leader's lease.
+    /// The operator's own namespace: the leader's lease is there, and the key that signs attestations.
     #[arg(
         long,
         env = "DOMICILE_LEASE_NAMESPACE",
@@ -86,6 +86,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
             metrics: Metrics::default(),
             identity: identity.clone(),
             told: std::sync::Mutex::default(),
+            attestor: store::attest::Attestor::new(&args.lease_namespace),
         });
         health.ready();
         tracing::info!(%identity, "waiting for leadership");

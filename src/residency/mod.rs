@@ -5,6 +5,7 @@
 //! Never does I/O, never reads a clock, and never guesses: a node that cannot be placed with certainty is
 //! nowhere, and nowhere is never permitted.
 
+pub mod attestation;
 pub mod permissions;
 pub mod whereabouts;
 

@@ -73,12 +73,17 @@ const USED: [(&str, &str, &str, &str); 23] = [
         "get list watch create patch delete",
         "store/mod, store/observe, store/apply",
     ),
-    ("", "persistentvolumes", "get", "store/observe"),
+    (
+        "",
+        "persistentvolumes",
+        "get",
+        "store/observe, store/attest",
+    ),
     (
         "",
         "secrets",
         "get list watch create update delete",
-        "store/mod, store/observe, store/apply",
+        "store/mod, store/observe, store/apply, store/attest (its key)",
     ),
     (
         "",
@@ -96,7 +101,7 @@ const USED: [(&str, &str, &str, &str); 23] = [
         "",
         "configmaps",
         "get list create patch update",
-        "store/observe, store/apply; update: granted to instances",
+        "store/observe, store/apply, store/attest; update: granted to instances",
     ),
     (
         "discovery.k8s.io",
@@ -126,7 +131,7 @@ const USED: [(&str, &str, &str, &str); 23] = [
         "events.k8s.io",
         "events",
         "create patch",
-        "store/report, store/apply",
+        "store/report, store/apply, store/attest",
     ),
     (
         "coordination.k8s.io",

@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod assess;
+pub mod attest;
 pub mod build;
 pub mod certificates;
 pub mod failovers;
@@ -123,6 +124,16 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
     };
     let now = jiff::Timestamp::now();
     let plan = plan::plan(&observed, &ctx.settings, now);
+    let goes = plan
+        .steps
+        .iter()
+        .any(|s| matches!(s, step::Step::RemoveFinalizer));
+    // The last word is kept before the store goes: afterwards nobody comes back to say it.
+    let last_word = if goes {
+        attest::attest(&ctx, &observed, now).await
+    } else {
+        None
+    };
     let applied = apply::apply(&ctx, &observed.store, &plan.steps).await;
     let mut draft = plan.draft;
     if let Err(error) = &applied {
@@ -138,12 +149,13 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
         }
         blame(&mut draft, error);
     }
-    let gone = plan
-        .steps
-        .iter()
-        .any(|s| matches!(s, step::Step::RemoveFinalizer))
-        && applied.is_ok();
-    if !gone {
+    // Whatever became of the steps: what was seen was seen.
+    draft.verdicts.extend(if goes {
+        last_word
+    } else {
+        attest::attest(&ctx, &observed, now).await
+    });
+    if !(goes && applied.is_ok()) {
         report::report(&ctx, &observed.store, &draft, now).await?;
     }
     applied?;

@@ -1,5 +1,6 @@
 //! Plans are executed on a world in memory, cut off after any step and begun again.
 
+mod attest;
 mod failover;
 mod world;
 
