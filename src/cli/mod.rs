@@ -7,6 +7,7 @@
 
 pub mod act;
 pub mod explain;
+pub mod explain_policy;
 pub mod status;
 pub mod whatif;
 

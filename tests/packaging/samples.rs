@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use domicile::api::{PrivacyDataStore, Region, ResidencyPolicy, RightsWorkflow};
-use domicile::operator::store::observe::Observed;
+use domicile::operator::store::observe::{Observed, StorageClassSeen};
 use domicile::operator::store::validate;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -86,6 +86,8 @@ pub fn refusal(
         namespace_labels,
         namespace_ending: false,
         policy: policy.cloned().map(Arc::new),
+        ceiling: None,
+        storage_class: StorageClassSeen::NotNeeded,
         regions: regions.iter().cloned().map(Arc::new).collect(),
         nodes: Vec::new(),
         pods: Vec::new(),
