@@ -1,6 +1,7 @@
 //! Plans are executed on a world in memory, cut off after any step and begun again.
 
 mod failover;
+mod residency;
 mod world;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
