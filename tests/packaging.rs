@@ -140,7 +140,10 @@ fn chart_and_config_carry_the_same_admission_and_roles() {
             read("config/admission/kustomization.yaml").contains(&format!("- {name}\n")),
             "{name}"
         );
-        pairs.push((format!("files/admission/{name}"), format!("admission/{name}")));
+        pairs.push((
+            format!("files/admission/{name}"),
+            format!("admission/{name}"),
+        ));
     }
     for (chart, config) in pairs {
         assert_eq!(

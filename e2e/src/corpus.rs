@@ -144,8 +144,8 @@ fn trial(group: &Group, case: &Case, values: &BTreeMap<String, String>) -> Resul
             .clone();
         json_patch::merge(&mut body, &case.change);
         if !case.edit.is_null() {
-            let edit: json_patch::Patch =
-                serde_json::from_value(case.edit.clone()).context("edit is no list of operations")?;
+            let edit: json_patch::Patch = serde_json::from_value(case.edit.clone())
+                .context("edit is no list of operations")?;
             json_patch::patch(&mut body, &edit).context("edit")?;
         }
         fill(&mut body, values)?;
@@ -423,9 +423,18 @@ cases:
         let missed = |o: Outcome| matches!(o, Outcome::Missed(_));
         assert!(missed(judge(&trial(0), 200, "", "")));
         assert!(missed(judge(&trial(0), 403, "for another reason", "")));
-        assert_eq!(judge(&trial(0), 403, "x is not here at all", ""), Outcome::Right);
+        assert_eq!(
+            judge(&trial(0), 403, "x is not here at all", ""),
+            Outcome::Right
+        );
         assert!(missed(judge(&trial(1), 200, "", "")));
-        assert_eq!(judge(&trial(1), 200, "", "299 - \"careful with it\""), Outcome::Right);
-        assert!(matches!(judge(&trial(1), 403, "no", ""), Outcome::FalseAlarm(_)));
+        assert_eq!(
+            judge(&trial(1), 200, "", "299 - \"careful with it\""),
+            Outcome::Right
+        );
+        assert!(matches!(
+            judge(&trial(1), 403, "no", ""),
+            Outcome::FalseAlarm(_)
+        ));
     }
 }

@@ -13,8 +13,8 @@ use e2e::corpus::{self, Outcome, Trial};
 use e2e::figures::{self, Figure};
 use e2e::harness::condition;
 use e2e::run::until;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ServiceAccount};
 use kube::api::{DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, ResourceExt};
@@ -56,9 +56,17 @@ impl World {
             operator: None,
             provisioner: tokio::spawn(async move { e2e::provisioner::serve(&layout).await }),
         };
-        world.kubectl(&["apply", "--server-side", "-f", "crds"]).await?;
         world
-            .kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "-f", "crds"])
+            .kubectl(&["apply", "--server-side", "-f", "crds"])
+            .await?;
+        world
+            .kubectl(&[
+                "wait",
+                "--for=condition=Established",
+                "--timeout=60s",
+                "-f",
+                "crds",
+            ])
             .await?;
         world.kubectl(&["apply", "-k", "config/admission"]).await?;
         world
@@ -84,7 +92,10 @@ impl World {
 
     fn command(&self) -> Result<[String; 3]> {
         Ok([
-            e2e::tools::KUBERNETES.path("kubectl")?.display().to_string(),
+            e2e::tools::KUBERNETES
+                .path("kubectl")?
+                .display()
+                .to_string(),
             "--kubeconfig".to_owned(),
             self.server.kubeconfig().display().to_string(),
         ])
@@ -152,7 +163,9 @@ impl World {
                 }
             }
             let store = stores.get("consumers").await?;
-            let placed = store.data["status"]["instances"].as_array().map_or(0, Vec::len);
+            let placed = store.data["status"]["instances"]
+                .as_array()
+                .map_or(0, Vec::len);
             ensure!(placed == 3, "consumers: {}", store.data["status"]);
             Ok(())
         })
@@ -214,7 +227,10 @@ async fn nothing_is_missed_and_nothing_lawful_is_refused() -> Result<()> {
         missed.len(),
         alarms.len()
     );
-    let path = publish(&[("corpus/missed", missed.len()), ("corpus/false-alarms", alarms.len())])?;
+    let path = publish(&[
+        ("corpus/missed", missed.len()),
+        ("corpus/false-alarms", alarms.len()),
+    ])?;
     ensure!(
         missed.is_empty() && alarms.is_empty(),
         "missed:\n  {}\nfalse alarms:\n  {}\n({})",
@@ -258,7 +274,8 @@ async fn without_admission_the_operator_refuses_the_same_in_the_same_words() -> 
     let client = world.client();
     let mut stores: Vec<(Trial, String, String)> = Vec::new();
     for (number, mut trial) in world.trials()?.into_iter().enumerate() {
-        if trial.body["kind"] != "PrivacyDataStore" || !trial.name.starts_with("a store is placed") {
+        if trial.body["kind"] != "PrivacyDataStore" || !trial.name.starts_with("a store is placed")
+        {
             continue;
         }
         let name = format!("case-{number}");
@@ -275,7 +292,11 @@ async fn without_admission_the_operator_refuses_the_same_in_the_same_words() -> 
         stores.push((trial, namespace, name));
     }
     let refused = stores.iter().filter(|s| s.0.refused.is_some()).count();
-    ensure!(refused > 40 && stores.len() - refused > 20, "{refused} of {}", stores.len());
+    ensure!(
+        refused > 40 && stores.len() - refused > 20,
+        "{refused} of {}",
+        stores.len()
+    );
     let mut wrong = Vec::new();
     for (trial, namespace, name) in &stores {
         let api: Api<DynamicObject> =
@@ -298,7 +319,9 @@ async fn without_admission_the_operator_refuses_the_same_in_the_same_words() -> 
     }
     for (_, namespace, name) in stores.iter().filter(|s| s.0.refused.is_some()) {
         let ours = ListParams::default().labels(&format!("domicile.dev/store={name}"));
-        let pods = Api::<Pod>::namespaced(client.clone(), namespace).list(&ours).await?;
+        let pods = Api::<Pod>::namespaced(client.clone(), namespace)
+            .list(&ours)
+            .await?;
         let claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), namespace)
             .list(&ours)
             .await?;

@@ -167,7 +167,11 @@ pub fn render(world: &World) -> String {
         let _ = writeln!(out, "  {line}");
     }
     if !unread.is_empty() {
-        let _ = writeln!(out, "  not looked at, for want of the right to list them: {}", unread.join(", "));
+        let _ = writeln!(
+            out,
+            "  not looked at, for want of the right to list them: {}",
+            unread.join(", ")
+        );
     }
     out
 }
@@ -273,7 +277,10 @@ fn nodes(world: &World, permissions: &Permissions) -> String {
                     regions.join(", ")
                 ),
             ),
-            Whereabouts::Unclaimed => ("nowhere".to_owned(), format!("nothing: {}", why(world, node))),
+            Whereabouts::Unclaimed => (
+                "nowhere".to_owned(),
+                format!("nothing: {}", why(world, node)),
+            ),
         };
         rows.push([node.name.clone(), place, counts]);
     }
@@ -334,17 +341,30 @@ fn outside(world: &World, permissions: &Permissions) -> (Vec<String>, Vec<&'stat
     for store in world.stores.iter().flatten() {
         if store.spec.residency_policy_ref.name == name {
             let permissions = under(store.namespace());
-            found.extend(forbidden::of_store(store, &permissions, &world.regions, nodes));
+            found.extend(forbidden::of_store(
+                store,
+                &permissions,
+                &world.regions,
+                nodes,
+            ));
         }
     }
     for workflow in world.workflows.iter().flatten() {
         if workflow.spec.residency_policy_ref.name == name {
-            found.extend(forbidden::of_workflow(workflow, &under(workflow.namespace())));
+            found.extend(forbidden::of_workflow(
+                workflow,
+                &under(workflow.namespace()),
+            ));
         }
     }
     // By what is true now, not by what was published: a pod that was bound before the policy was narrowed.
     let now = fresh(world, permissions, nodes);
-    for pod in world.pods.iter().flatten().filter(|_| world.nodes.is_some()) {
+    for pod in world
+        .pods
+        .iter()
+        .flatten()
+        .filter(|_| world.nodes.is_some())
+    {
         let label = nodes
             .iter()
             .find(|n| n.name == pod.node)
@@ -353,7 +373,11 @@ fn outside(world: &World, permissions: &Permissions) -> (Vec<String>, Vec<&'stat
             namespace: &pod.namespace,
             node: &pod.node,
             region: label.map(String::as_str),
-            kinds: if pod.of_store { &STORE_KINDS } else { &POD_KINDS },
+            kinds: if pod.of_store {
+                &STORE_KINDS
+            } else {
+                &POD_KINDS
+            },
         };
         if let Err(refusal) = binding::check(&now, &bound) {
             found.push(format!("pod {}/{}: {refusal}", pod.namespace, pod.name));
@@ -389,9 +413,7 @@ mod tests {
     use serde_json::json;
 
     fn world() -> World {
-        let of = |kind: &str, name: &str, spec: serde_json::Value| {
-            json!({ "apiVersion": "domicile.dev/v1alpha1", "kind": kind, "metadata": { "name": name, "generation": 1 }, "spec": spec })
-        };
+        let of = |kind: &str, name: &str, spec: serde_json::Value| json!({ "apiVersion": "domicile.dev/v1alpha1", "kind": kind, "metadata": { "name": name, "generation": 1 }, "spec": spec });
         let region = |name: &str, label: &str, prefix: Option<&str>| {
             let nodes = json!({ "labels": { labels::NODE_TOPOLOGY_REGION: label }, "providerIDPrefix": prefix });
             serde_json::from_value(of("Region", name, json!({ "nodes": nodes }))).unwrap()
@@ -502,8 +524,14 @@ FORBIDS TODAY
         world.policy.metadata.generation = Some(2);
         let text = render(&world);
         assert!(text.contains("you may not list nodes"), "{text}");
-        assert!(text.contains("the right to list them: nodes, stores, pods"), "{text}");
+        assert!(
+            text.contains("the right to list them: nodes, stores, pods"),
+            "{text}"
+        );
         assert!(!text.contains("nothing that is there"), "{text}");
-        assert!(text.contains("hasn't resolved its present generation"), "{text}");
+        assert!(
+            text.contains("hasn't resolved its present generation"),
+            "{text}"
+        );
     }
 }

@@ -238,7 +238,10 @@ mod tests {
             node("c1", Some("eu-1"), None),
         ];
         let p = resolved(policy(&[(Data::Standby, "west")]), &regions, &nodes);
-        assert_eq!(p.status.as_ref().unwrap().nodes, Some(vec!["w1".to_owned()]));
+        assert_eq!(
+            p.status.as_ref().unwrap().nodes,
+            Some(vec!["w1".to_owned()])
+        );
         assert_eq!(check(&p, &on("w1", Some("us-west-2"))), Ok(()));
         assert_eq!(check(&p, &on("w1", None)), Ok(()), "before Kubernetes 1.35");
         let words = |b| check(&p, &b).unwrap_err();
@@ -282,7 +285,11 @@ mod tests {
             kinds: &STORE_KINDS,
             ..on("m", Some("b-1"))
         };
-        assert!(check(&p, &store).unwrap_err().ends_with("permitted: nowhere"));
+        assert!(
+            check(&p, &store)
+                .unwrap_err()
+                .ends_with("permitted: nowhere")
+        );
     }
 
     #[test]

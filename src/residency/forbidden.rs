@@ -6,6 +6,7 @@
 use kube::ResourceExt;
 
 use super::{NodeFacts, Permissions, Whereabouts, locate};
+use crate::api::conditions::{self, reasons};
 use crate::api::residency_policy::Data;
 use crate::api::{PrivacyDataStore, Region, RightsWorkflow};
 
@@ -14,7 +15,7 @@ use crate::api::{PrivacyDataStore, Region, RightsWorkflow};
 pub fn of_store<'a>(
     store: &PrivacyDataStore,
     permissions: &Permissions,
-    regions: impl IntoIterator<Item = &'a Region> + Clone,
+    regions: impl IntoIterator<Item = &'a Region>,
     nodes: &[NodeFacts],
 ) -> Vec<String> {
     let name = format!(
@@ -30,8 +31,17 @@ pub fn of_store<'a>(
     };
     let status = store.status.as_ref();
     let primary = status.and_then(|s| s.primary.as_deref());
+    let regions: Vec<&Region> = regions.into_iter().collect();
     let mut found = Vec::new();
-    for instance in status.iter().flat_map(|s| &s.instances) {
+    // The store's own pass has looked at its pods and volumes; the entries say less once an instance is to go.
+    let resident = status.and_then(|s| {
+        s.conditions
+            .iter()
+            .find(|c| c.type_ == conditions::RESIDENT && c.reason == reasons::OUTSIDE)
+    });
+    found.extend(resident.map(|c| format!("{name}: {}", c.message)));
+    let entries = status.iter().flat_map(|s| &s.instances);
+    for instance in entries.filter(|_| resident.is_none()) {
         let data = if primary == Some(instance.name.as_str()) {
             Data::Primary
         } else {
@@ -41,7 +51,7 @@ pub fn of_store<'a>(
         let node = instance.node.as_deref();
         // A node that isn't known (any more) can't be judged; where the instance belongs can.
         match node.and_then(|n| nodes.iter().find(|k| k.name == n)) {
-            Some(node) => match locate(node, regions.clone()) {
+            Some(node) => match locate(node, regions.iter().copied()) {
                 Whereabouts::In(region) => {
                     if let Err(refusal) = permissions.check(data, &region) {
                         found.push(format!("{what} is on node {}: {refusal}", node.name));
@@ -53,8 +63,10 @@ pub fn of_store<'a>(
                 )),
             },
             None => {
-                if let Some(Err(refusal)) =
-                    instance.region.as_deref().map(|r| permissions.check(data, r))
+                if let Some(Err(refusal)) = instance
+                    .region
+                    .as_deref()
+                    .map(|r| permissions.check(data, r))
                 {
                     found.push(format!("{what} is kept: {refusal}"));
                 }
@@ -119,7 +131,7 @@ mod tests {
             ..NodeFacts::default()
         };
         let nodes = [node("w", "west"), node("c", "eu"), node("x", "?")];
-        let store = serde_json::from_value(json!({
+        let mut store: PrivacyDataStore = serde_json::from_value(json!({
             "apiVersion": "domicile.dev/v1alpha1", "kind": "PrivacyDataStore", "metadata": { "name": "s", "namespace": "n" },
             "spec": { "residencyPolicyRef": { "name": "records" }, "storage": { "size": "1Gi" },
                       "placement": [{ "region": "west", "instances": 2 }, { "region": "eu", "instances": 1 }] },
@@ -137,6 +149,17 @@ mod tests {
                 "n/s: instance s-2 is on node x, which is verified to be in no Region".to_owned(),
                 format!("n/s: instance s-3 is on node c: {refusal}"),
                 format!("n/s: instance s-4 is kept: {refusal}"),
+                format!("n/s: spec.placement asks for more: {refusal}"),
+            ]
+        );
+        // What the store's own pass has found is not said twice.
+        let resident = json!([{ "type": "Resident", "status": "False", "reason": "Outside", "message": "s-3 is on node c",
+                                "lastTransitionTime": "2026-01-01T00:00:00Z" }]);
+        store.status.as_mut().unwrap().conditions = serde_json::from_value(resident).unwrap();
+        assert_eq!(
+            of_store(&store, &permissions, &regions, &nodes),
+            [
+                "n/s: s-3 is on node c".to_owned(),
                 format!("n/s: spec.placement asks for more: {refusal}"),
             ]
         );

@@ -34,7 +34,7 @@ pub fn check<'a>(
     class: &Class,
     permitted: impl Fn(&str) -> bool,
     nodes: &[NodeFacts],
-    regions: impl IntoIterator<Item = &'a Region> + Clone,
+    regions: impl IntoIterator<Item = &'a Region>,
 ) -> Result<(), String> {
     if !class.immediate {
         return Ok(());
@@ -52,6 +52,7 @@ pub fn check<'a>(
             "{at_once} and names no allowedTopologies, so that a volume could be made in any region: {REMEDY}"
         ));
     }
+    let regions: Vec<&Region> = regions.into_iter().collect();
     for term in &class.topologies {
         let words = term
             .iter()
@@ -65,7 +66,9 @@ pub fn check<'a>(
             .iter()
             .filter(|n| {
                 term.iter().all(|(key, values)| {
-                    n.labels.get(key).is_some_and(|value| values.contains(value))
+                    n.labels
+                        .get(key)
+                        .is_some_and(|value| values.contains(value))
                 })
             })
             .collect();
@@ -75,7 +78,7 @@ pub fn check<'a>(
             ));
         }
         for node in reached {
-            let found = locate(node, regions.clone());
+            let found = locate(node, regions.iter().copied());
             match found.region() {
                 Some(region) if permitted(region) => {}
                 Some(region) => {
@@ -170,7 +173,11 @@ mod tests {
         let abroad = verdict(&class(true, &[&[("zone", &["a"])], &[("zone", &["c"])]]));
         assert!(abroad.unwrap_err().contains("is in region eu (node c1)"));
         let nowhere = verdict(&class(true, &[&[("zone", &["d"])]]));
-        assert!(nowhere.unwrap_err().contains("node x there is not verified"));
+        assert!(
+            nowhere
+                .unwrap_err()
+                .contains("node x there is not verified")
+        );
         let unknown = verdict(&class(true, &[&[("zone", &["z"])]]));
         assert!(unknown.unwrap_err().contains("no node says where that is"));
         let found = Class {

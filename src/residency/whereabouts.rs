@@ -102,15 +102,19 @@ pub fn accounts(region: &RegionSpec, node: &NodeFacts) -> Vec<Account> {
             found,
         }
     });
-    let provider = region.nodes.provider_id_prefix.iter().map(|prefix| Account {
-        witness: "providerID".to_owned(),
-        wanted: format!("{prefix}…"),
-        agrees: node
-            .provider_id
-            .as_deref()
-            .is_some_and(|id| has_prefix(id, prefix)),
-        found: node.provider_id.clone(),
-    });
+    let provider = region
+        .nodes
+        .provider_id_prefix
+        .iter()
+        .map(|prefix| Account {
+            witness: "providerID".to_owned(),
+            wanted: format!("{prefix}…"),
+            agrees: node
+                .provider_id
+                .as_deref()
+                .is_some_and(|id| has_prefix(id, prefix)),
+            found: node.provider_id.clone(),
+        });
     labels.chain(provider).collect()
 }
 

@@ -226,16 +226,31 @@ fn it_says_nothing_of_jurisdictions_that_are_not_resolved_for_this_generation() 
 
 #[test]
 fn a_pod_that_is_not_bound_and_a_nodes_image_of_a_static_pod_are_not_asked_about() {
-    let policy = value(&resolved("records", &json!({ "permits": [{ "data": "Backup", "regions": ["a"] }] }), &[], &[], &[]));
+    let policy = value(&resolved(
+        "records",
+        &json!({ "permits": [{ "data": "Backup", "regions": ["a"] }] }),
+        &[],
+        &[],
+        &[],
+    ));
     let says = |object: &Value, groups: &[&str]| {
-        let request = json!({ "resource": { "resource": "pods" }, "userInfo": { "groups": groups } });
+        let request =
+            json!({ "resource": { "resource": "pods" }, "userInfo": { "groups": groups } });
         let ns = namespace("records", &BTreeMap::new());
-        BINDING.says(&[("object", object), ("request", &request), ("params", &policy), ("namespaceObject", &ns)])
+        BINDING.says(&[
+            ("object", object),
+            ("request", &request),
+            ("params", &policy),
+            ("namespaceObject", &ns),
+        ])
     };
     let mut pod = json!({ "metadata": { "name": "p", "annotations": { "kubernetes.io/config.mirror": "x" } }, "spec": {} });
     assert_eq!(says(&pod, &[]), None);
     pod["spec"]["nodeName"] = json!("n");
-    assert!(says(&pod, &["people"]).is_some(), "anybody can write an annotation");
+    assert!(
+        says(&pod, &["people"]).is_some(),
+        "anybody can write an annotation"
+    );
     assert_eq!(says(&pod, &["system:nodes"]), None);
     pod["metadata"]["annotations"] = json!({});
     assert!(says(&pod, &["system:nodes"]).is_some());

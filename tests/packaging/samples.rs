@@ -139,7 +139,11 @@ pub fn words(text: &str) -> String {
 fn pod_refusal(pod: &Value, policy: &ResidencyPolicy, regions: &[Region]) -> Option<String> {
     let node = |name: &str, region: &str| NodeFacts {
         name: name.to_owned(),
-        labels: [("topology.kubernetes.io/region".to_owned(), region.to_owned())].into(),
+        labels: [(
+            "topology.kubernetes.io/region".to_owned(),
+            region.to_owned(),
+        )]
+        .into(),
         ..NodeFacts::default()
     };
     let nodes = [node("c1", "eu-central-1"), node("w1", "us-west-2")];

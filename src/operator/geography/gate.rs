@@ -52,7 +52,9 @@ impl Gate {
 #[must_use]
 pub fn version(major: &str, minor: &str) -> Option<(u32, u32)> {
     let number = |text: &str| {
-        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let end = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
         text[..end].parse().ok()
     };
     Some((number(major)?, number(minor)?))
@@ -206,8 +208,9 @@ pub fn plan(
         .filter(|b| !is(b))
         .map(|b| Write::Bind(Box::new(b.clone())))
         .collect();
-    let ours = |b: &Binding| b.labels().get(labels::MANAGED_BY).map(String::as_str)
-        == Some(labels::MANAGED_BY_VALUE);
+    let ours = |b: &Binding| {
+        b.labels().get(labels::MANAGED_BY).map(String::as_str) == Some(labels::MANAGED_BY_VALUE)
+    };
     let surplus = there
         .iter()
         .filter(|b| ours(b) && !wanted.contains_key(&b.name_any()))
@@ -282,12 +285,26 @@ mod tests {
             said(&NOW, Some(&nodes[..])).2,
             "in namespaces labelled domicile.dev/residency=records, pods on other nodes are refused"
         );
-        assert!(said(&old, Some(&nodes[..])).2.contains("by the node's name alone"));
-        assert!(said(&NOW, None).2.contains("label topology.kubernetes.io/region alone"));
+        assert!(
+            said(&old, Some(&nodes[..]))
+                .2
+                .contains("by the node's name alone")
+        );
+        assert!(
+            said(&NOW, None)
+                .2
+                .contains("label topology.kubernetes.io/region alone")
+        );
         let too_old = said(&old, None);
-        assert_eq!((too_old.0, too_old.1), (Some(false), reasons::KUBERNETES_TOO_OLD));
+        assert_eq!(
+            (too_old.0, too_old.1),
+            (Some(false), reasons::KUBERNETES_TOO_OLD)
+        );
         let missing = said(&Gate::default(), Some(&nodes[..]));
-        assert_eq!((missing.0, missing.1), (Some(false), reasons::ADMISSION_MISSING));
+        assert_eq!(
+            (missing.0, missing.1),
+            (Some(false), reasons::ADMISSION_MISSING)
+        );
         assert!(!old.enforces(None) && old.enforces(Some(&nodes)) && NOW.enforces(None));
     }
 

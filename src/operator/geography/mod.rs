@@ -267,20 +267,20 @@ pub struct References {
 impl References {
     /// What the API server offers; nothing is said while one of the watches has not been filled yet: a binding
     /// that merely wasn't read is not missing.
-    async fn gate(&self, client: &Client) -> Option<gate::Gate> {
-        // The first pass comes right after the start.
+    async fn gate(&self, client: &Client, patience: Duration) -> Option<gate::Gate> {
         let filled = async {
             self.admission.wait_until_ready().await.ok()?;
             self.bindings.wait_until_ready().await.ok()
         };
-        tokio::time::timeout(Duration::from_secs(2), filled)
-            .await
-            .ok()??;
+        tokio::time::timeout(patience, filled).await.ok()??;
         let version = bounded("ask for the version", client.apiserver_version()).await;
         let version = match version {
             Ok(info) => gate::version(&info.major, &info.minor),
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "Kubernetes' version is unknown");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "Kubernetes' version is unknown"
+                );
                 None
             }
         };
@@ -307,7 +307,11 @@ impl References {
 pub async fn run(ctx: Arc<Context>, references: References, triggers: Triggers) {
     let changes = triggers.stream();
     pin_mut!(changes);
+    // The first pass comes right after the start; later ones don't wait for watches that don't answer.
+    let mut patience = Duration::from_secs(2);
     loop {
+        let gate = references.gate(&ctx.client, patience).await;
+        patience = Duration::ZERO;
         let seen = plan::Seen {
             regions: ctx.regions.state(),
             policies: ctx.policies.state(),
@@ -315,7 +319,7 @@ pub async fn run(ctx: Arc<Context>, references: References, triggers: Triggers) 
             stores: references.stores.state(),
             workflows: references.workflows.state(),
             ceilings: references.ceilings(),
-            gate: references.gate(&ctx.client).await,
+            gate,
             bindings: references.bindings.state(),
         };
         let mut failed = false;

@@ -136,7 +136,9 @@ fn users_of_region(name: &str, seen: &Seen) -> usize {
     let stores = seen.stores.iter().filter(|s| {
         let placed = s.status.iter().flat_map(|s| &s.instances);
         s.spec.placement.iter().any(|p| p.region == name)
-            || placed.into_iter().any(|i| i.region.as_deref() == Some(name))
+            || placed
+                .into_iter()
+                .any(|i| i.region.as_deref() == Some(name))
     });
     let workflows = seen
         .workflows
@@ -419,7 +421,11 @@ mod tests {
         assert_eq!(binds.count(), 3, "two policies, and the unknown ones");
         world.gate = None;
         let silent = plan(&world, Timestamp::UNIX_EPOCH);
-        assert!(silent.iter().all(|w| !matches!(w, Write::Bind(_) | Write::Unbind { .. })));
+        assert!(
+            silent
+                .iter()
+                .all(|w| !matches!(w, Write::Bind(_) | Write::Unbind { .. }))
+        );
     }
 
     #[test]

@@ -107,7 +107,12 @@ pub async fn observe(
         }
     }
 
-    let policy = |name: &str| ctx.policies.state().into_iter().find(|p| p.name_any() == name);
+    let policy = |name: &str| {
+        ctx.policies
+            .state()
+            .into_iter()
+            .find(|p| p.name_any() == name)
+    };
     let namespace_labels = namespace_object
         .as_ref()
         .map(|n| n.labels().clone())
@@ -198,7 +203,11 @@ async fn storage_class(
 /// The default class, as the API server chooses it among several: the newest, then the first by name.
 fn default_class(all: Vec<StorageClass>) -> Option<StorageClass> {
     all.into_iter()
-        .filter(|c| c.annotations().get(DEFAULT_CLASS).is_some_and(|v| v == "true"))
+        .filter(|c| {
+            c.annotations()
+                .get(DEFAULT_CLASS)
+                .is_some_and(|v| v == "true")
+        })
         .min_by_key(|c| {
             let made = c.metadata.creation_timestamp.as_ref().map(|t| t.0);
             (std::cmp::Reverse(made), c.name_any())

@@ -9,8 +9,8 @@ use kube::ResourceExt;
 
 use super::observe::{Observed, StorageClassSeen};
 use crate::api::conditions::reasons;
-use crate::api::{ResidencyPolicy, labels};
 use crate::api::residency_policy::Data;
+use crate::api::{ResidencyPolicy, labels};
 use crate::placement::Want;
 use crate::residency::permissions::{beyond_ceiling, namespace_permitted};
 use crate::residency::{Permissions, volumes};
