@@ -142,7 +142,10 @@ fn trial(group: &Group, case: &Case, values: &BTreeMap<String, String>) -> Resul
             .get(name)
             .with_context(|| format!("no base {name}"))?
             .clone();
-        json_patch::merge(&mut body, &case.change);
+        // A patch of null would leave null.
+        if !case.change.is_null() {
+            json_patch::merge(&mut body, &case.change);
+        }
         if !case.edit.is_null() {
             let edit: json_patch::Patch = serde_json::from_value(case.edit.clone())
                 .context("edit is no list of operations")?;
