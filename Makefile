@@ -45,7 +45,7 @@ generate: checkout ## Write crds/ from the types, and the copies that chart and 
 	@cargo run --quiet --bin domicile -- crds --dir crds
 	@cp crds/domicile.dev_*.yaml charts/domicile/files/crds/
 	@cp crds/domicile.dev_*.yaml config/crds/
-	@cp config/admission/placement.yaml charts/domicile/files/admission/
+	@for f in config/admission/*.yaml; do [ $${f##*/} = kustomization.yaml ] || cp $$f charts/domicile/files/admission/; done
 	@cp config/rbac/user-roles.yaml charts/domicile/files/
 
 fmt: ## Format

@@ -25,9 +25,14 @@ enum Command {
         cluster: cli::ClusterArgs,
     },
     /// Explain a store: why it is as it is, who votes, what a commit waits for, what would happen if something died.
+    /// Or a policy (`explain policy NAME`): what it permits, which nodes count and why the others don't, what it
+    /// forbids today.
     Explain {
-        /// Name of the PrivacyDataStore.
-        store: String,
+        /// Name of the PrivacyDataStore, or the word `policy`.
+        #[arg(value_name = "STORE|policy")]
+        what: String,
+        /// After `policy`: name of the ResidencyPolicy.
+        policy: Option<String>,
         #[command(flatten)]
         cluster: cli::ClusterArgs,
     },
@@ -133,9 +138,22 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             print!("{}", cli::status::run(client, &namespace, &store).await?);
             Ok(())
         }
-        Command::Explain { store, cluster } => {
+        Command::Explain {
+            what,
+            policy,
+            cluster,
+        } => {
             let (client, namespace) = cluster.connect().await?;
-            print!("{}", cli::explain::run(client, &namespace, &store).await?);
+            let text = match policy {
+                Some(policy) if what == "policy" => {
+                    cli::explain_policy::run(client, &policy).await?
+                }
+                Some(_) => anyhow::bail!(
+                    "write `explain STORE` or `explain policy NAME`; {what} is neither"
+                ),
+                None => cli::explain::run(client, &namespace, &what).await?,
+            };
+            print!("{text}");
             Ok(())
         }
         Command::Promote {

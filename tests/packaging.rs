@@ -124,10 +124,28 @@ fn the_chart_finds_the_metadata_of_a_definition() {
 
 #[test]
 fn chart_and_config_carry_the_same_admission_and_roles() {
-    for (chart, config) in [
-        ("files/admission/placement.yaml", "admission/placement.yaml"),
-        ("files/user-roles.yaml", "rbac/user-roles.yaml"),
-    ] {
+    let mut admission = names("config/admission", ".yaml");
+    admission.retain(|name| name != "kustomization.yaml");
+    assert_eq!(
+        names("charts/domicile/files/admission", ".yaml"),
+        admission,
+        "run `make generate`"
+    );
+    let mut pairs = vec![(
+        "files/user-roles.yaml".to_owned(),
+        "rbac/user-roles.yaml".to_owned(),
+    )];
+    for name in admission {
+        assert!(
+            read("config/admission/kustomization.yaml").contains(&format!("- {name}\n")),
+            "{name}"
+        );
+        pairs.push((
+            format!("files/admission/{name}"),
+            format!("admission/{name}"),
+        ));
+    }
+    for (chart, config) in pairs {
         assert_eq!(
             read(&format!("charts/domicile/{chart}")),
             read(&format!("config/{config}")),

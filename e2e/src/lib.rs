@@ -10,6 +10,7 @@ pub mod cgroups;
 pub mod cluster;
 pub mod commit;
 pub mod control;
+pub mod corpus;
 pub mod daemon;
 pub mod failover;
 pub mod faults;

@@ -22,6 +22,11 @@ pub const DURABLE: &str = "Durable";
 /// What was seen last is signed and kept.
 pub const ATTESTED: &str = "Attested";
 
+/// Of a policy: the API server refuses pods outside in namespaces that are labelled with it.
+pub const ENFORCED: &str = "Enforced";
+/// Of a policy: every copy of the stores under it is where it permits.
+pub const RESPECTED: &str = "Respected";
+
 /// Reasons, one word each. They are part of the interface: alerts and scripts match them.
 pub mod reasons {
     /// As specified.
@@ -64,6 +69,16 @@ pub mod reasons {
     pub const DELETING: &str = "Deleting";
     /// No node carries the witnesses of the region.
     pub const NO_NODES: &str = "NoNodes";
+    /// The store's policy permits more than its namespace's.
+    pub const BEYOND_CEILING: &str = "BeyondCeiling";
+    /// A volume could be made anywhere.
+    pub const STORAGE_CLASS_NOT_PERMITTED: &str = "StorageClassNotPermitted";
+    /// The StorageClass doesn't exist.
+    pub const STORAGE_CLASS_NOT_FOUND: &str = "StorageClassNotFound";
+    /// The admission policies are not installed.
+    pub const ADMISSION_MISSING: &str = "AdmissionMissing";
+    /// This version of Kubernetes doesn't show admission where a pod is bound.
+    pub const KUBERNETES_TOO_OLD: &str = "KubernetesTooOld";
     /// It can't be known at present.
     pub const UNKNOWN: &str = "Unknown";
 }

@@ -23,6 +23,13 @@ pub const PARAMETERS_HASH: &str = "domicile.dev/parameters-hash";
 /// the NodeRestriction admission plug-in, see
 /// <https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction>.
 pub const NODE_REGION: &str = "node-restriction.kubernetes.io/domicile-region";
+/// On a namespace: the ResidencyPolicy within which everything in it must stay. No pod is bound outside it, and the
+/// policy of a store must lie within it.
+pub const RESIDENCY: &str = "domicile.dev/residency";
+/// Standard label: the program that an object is a part of. [`NAME_VALUE`] on our admission policies.
+pub const NAME: &str = "app.kubernetes.io/name";
+/// Value of [`NAME`].
+pub const NAME_VALUE: &str = "domicile";
 /// Kubernetes' own zone label on nodes.
 pub const NODE_ZONE: &str = "topology.kubernetes.io/zone";
 /// Kubernetes' own region label on nodes.

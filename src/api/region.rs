@@ -25,6 +25,7 @@ use super::schema::{conditions_schema, label_map_schema};
     doc = "Region says where nodes are. A node is in a Region only if every witness given in spec.nodes agrees; a node that no Region, or more than one, claims is nowhere, and nowhere is never permitted.",
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether at least one node is in this region"),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes", description = "Nodes verified to be in this region"),
+    printcolumn(name = "Used by", type_ = "integer", json_path = ".status.usedBy", description = "Policies, stores and workflows that name this region"),
     printcolumn(name = "Jurisdictions", type_ = "string", json_path = ".spec.jurisdictions", description = "Whose law applies there"),
     printcolumn(name = "Zones", type_ = "string", json_path = ".status.zones", priority = 1, description = "Zones of these nodes"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Time since creation"),
@@ -91,6 +92,12 @@ pub struct RegionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub nodes: Option<i32>,
+
+    /// How many policies in use permit something here, and how many stores and workflows name it. While there is one, the
+    /// Region isn't deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub used_by: Option<i32>,
 
     /// The zones (topology.kubernetes.io/zone) of these nodes, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

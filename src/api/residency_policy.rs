@@ -161,7 +161,9 @@ pub struct NamespaceSelector {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResidencyPolicyStatus {
-    /// Ready: every region it names exists, and every jurisdiction has a Region.
+    /// Ready: every region it names exists, and every jurisdiction has a Region. Enforced: whether the API server
+    /// refuses pods outside in namespaces labelled with this policy. Respected: whether every copy of the stores
+    /// under this policy is where it permits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
@@ -171,7 +173,8 @@ pub struct ResidencyPolicyStatus {
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
 
-    /// How many stores and workflows refer to this policy.
+    /// How many stores, workflows and namespaces (by the label domicile.dev/residency) refer to this policy. While
+    /// there is one, the policy isn't deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub used_by: Option<i32>,
@@ -181,6 +184,21 @@ pub struct ResidencyPolicyStatus {
     #[schemars(length(max = 7))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["data".into()]))]
     pub permits: Vec<ResolvedPermit>,
+
+    /// The nodes on which pods may be at all, sorted: every witness places them in a region that is permitted for
+    /// Primary, Standby, Worker or Gateway. Admission reads this where pods are bound. Absent if there are more
+    /// than 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1000), inner(length(max = 253)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub nodes: Option<Vec<String>>,
+
+    /// The other policies that permit everything that this one permits, sorted, at most 256: in a namespace with one
+    /// of these as its ceiling, this policy can be used. Admission reads this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub within: Vec<String>,
 }
 
 /// A permit with its regions spelt out.
@@ -196,7 +214,8 @@ pub struct ResolvedPermit {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub regions: Vec<String>,
 
-    /// The values of topology.kubernetes.io/region that these Regions give as witness, sorted.
+    /// The values of topology.kubernetes.io/region that these Regions give as witness or that nodes verified to be
+    /// there carry, sorted.
     #[serde(default)]
     #[schemars(length(max = 256), inner(length(max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]

@@ -8,6 +8,7 @@
 pub mod act;
 pub mod attest;
 pub mod explain;
+pub mod explain_policy;
 pub mod status;
 pub mod whatif;
 

@@ -69,6 +69,13 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let service_host = std::env::var("KUBERNETES_SERVICE_HOST").unwrap_or_default();
     let work = async {
         let caches = geography::start(&client, &changed, &counted).await?;
+        let references = geography::References {
+            stores: caches.stores,
+            workflows: caches.workflows,
+            namespaces: caches.namespaces,
+            admission: caches.admission,
+            bindings: caches.bindings,
+        };
         let reporter = Reporter {
             controller: store::apply::REPORTER.into(),
             instance: Some(identity.clone()),
@@ -103,12 +110,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
             tracing::info!(%identity, "leading");
             health.leading();
             tokio::join!(
-                geography::run(
-                    ctx.clone(),
-                    caches.stores,
-                    caches.workflows,
-                    counted.clone()
-                ),
+                geography::run(ctx.clone(), references, counted.clone()),
                 store::run(ctx.clone(), changed.clone()),
             );
         };

@@ -18,6 +18,8 @@ pub struct Permissions {
     regions: BTreeMap<Data, BTreeSet<String>>,
     /// What the policy names but nobody has defined.
     unknown: BTreeSet<String>,
+    /// What the namespace's own policy permits; nothing beyond it is permitted.
+    ceiling: Option<Box<Permissions>>,
 }
 
 /// A request that the policy doesn't permit.
@@ -94,7 +96,29 @@ impl Permissions {
             citation: policy.spec.citation.clone().unwrap_or_default(),
             regions: permitted,
             unknown,
+            ceiling: None,
         }
+    }
+
+    /// These permissions under a ceiling: what both permit.
+    #[must_use]
+    pub fn under(self, ceiling: Self) -> Self {
+        Self {
+            ceiling: Some(Box::new(ceiling)),
+            ..self
+        }
+    }
+
+    /// Whether everything that this policy permits by itself is permitted by `other` too.
+    #[must_use]
+    pub fn lies_within(&self, other: &Self) -> bool {
+        self.regions.iter().all(|(data, regions)| {
+            regions.is_empty()
+                || other
+                    .regions
+                    .get(data)
+                    .is_some_and(|permitted| regions.is_subset(permitted))
+        })
     }
 
     /// Name of the policy.
@@ -109,6 +133,10 @@ impl Permissions {
         self.regions
             .get(&data)
             .is_some_and(|regions| regions.contains(region))
+            && self
+                .ceiling
+                .as_ref()
+                .is_none_or(|c| c.permits(data, region))
     }
 
     /// The regions permitted for this kind of data.
@@ -118,6 +146,16 @@ impl Permissions {
             .into_iter()
             .flatten()
             .map(String::as_str)
+            .filter(move |region| {
+                self.ceiling
+                    .as_ref()
+                    .is_none_or(|c| c.permits(data, region))
+            })
+    }
+
+    /// The kinds of data that are permitted somewhere.
+    pub fn kinds(&self) -> impl Iterator<Item = Data> {
+        self.regions.keys().copied()
     }
 
     /// `Ok` if permitted, else the refusal in words.
@@ -127,6 +165,11 @@ impl Permissions {
     pub fn check(&self, data: Data, region: &str) -> Result<(), Box<Refusal>> {
         if self.permits(data, region) {
             return Ok(());
+        }
+        let own = self.regions.get(&data).is_some_and(|r| r.contains(region));
+        if let Some(ceiling) = self.ceiling.as_ref().filter(|_| own) {
+            // The policy that refuses is named, not the one that would have permitted it.
+            return ceiling.check(data, region);
         }
         Err(Box::new(Refusal {
             region: region.to_owned(),
@@ -179,6 +222,15 @@ impl Permissions {
             })
             .collect()
     }
+}
+
+/// In which words a store is refused whose policy permits more than its namespace's.
+#[must_use]
+pub fn beyond_ceiling(policy: &str, ceiling: &str, namespace: &str) -> String {
+    format!(
+        "ResidencyPolicy {policy} does not lie within ResidencyPolicy {ceiling}, within which namespace {namespace} must stay (its label {}): refer to {ceiling}, or to a policy that permits no more",
+        labels::RESIDENCY
+    )
 }
 
 /// Whether a namespace with these labels may use a policy with this selector. No selector: any may.
@@ -272,6 +324,26 @@ mod tests {
     }
 
     #[test]
+    fn under_a_ceiling_is_what_both_permit_and_the_one_that_refuses_is_named() {
+        let wide = policy(vec![permit(Data::Standby, &["a", "b"], &[])]);
+        let mut narrow = policy(vec![permit(Data::Standby, &["a"], &[])]);
+        narrow.metadata.name = Some("ceiling".into());
+        let (wide, narrow) = (
+            Permissions::resolve(&wide, &[]),
+            Permissions::resolve(&narrow, &[]),
+        );
+        assert!(narrow.lies_within(&wide) && !wide.lies_within(&narrow));
+        assert!(narrow.lies_within(&narrow));
+        let both = wide.under(narrow);
+        assert_eq!(both.regions(Data::Standby).collect::<Vec<_>>(), ["a"]);
+        let names = |region| both.check(Data::Standby, region).unwrap_err().policy;
+        assert_eq!(
+            (names("b").as_str(), names("c").as_str()),
+            ("ceiling", "records")
+        );
+    }
+
+    #[test]
     fn a_namespace_needs_every_label() {
         let selector = NamespaceSelector {
             match_labels: [("team".to_owned(), "records".to_owned())].into(),
@@ -303,6 +375,25 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        /// Under a ceiling nothing is permitted that the ceiling doesn't permit, whatever either says; and a policy
+        /// that lies within its ceiling loses nothing by it.
+        #[test]
+        fn a_ceiling_only_takes_away(own in proptest::collection::vec(any_permit(), 0..5), above in proptest::collection::vec(any_permit(), 0..5)) {
+            let regions = [region("a", &["US"]), region("b", &["DE"]), region("c", &["US", "FR"])];
+            let own = Permissions::resolve(&policy(own), &regions);
+            let above = Permissions::resolve(&policy(above), &regions);
+            let both = own.clone().under(above.clone());
+            for data in [Data::Primary, Data::Standby, Data::Worker] {
+                for name in ["a", "b", "c", "d"] {
+                    prop_assert_eq!(both.permits(data, name), own.permits(data, name) && above.permits(data, name));
+                    prop_assert_eq!(both.check(data, name).is_ok(), both.permits(data, name));
+                    if own.lies_within(&above) {
+                        prop_assert_eq!(both.permits(data, name), own.permits(data, name));
+                    }
+                }
+            }
+        }
 
         /// Adding a permit never forbids what was permitted, and whatever is permitted was written down.
         #[test]

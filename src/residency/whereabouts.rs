@@ -61,25 +61,67 @@ pub fn locate<'a>(node: &NodeFacts, regions: impl IntoIterator<Item = &'a Region
     }
 }
 
+/// One witness of a Region about one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Which witness: a label's key, or `providerID`.
+    pub witness: String,
+    /// What the Region wants it to say.
+    pub wanted: String,
+    /// What it says; `None`: nothing.
+    pub found: Option<String>,
+    /// Whether it places the node in the Region.
+    pub agrees: bool,
+}
+
+impl std::fmt::Display for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            witness,
+            wanted,
+            found,
+            agrees,
+        } = self;
+        match (found, agrees) {
+            (_, true) => write!(f, "{witness} agrees"),
+            (None, _) => write!(f, "it has no {witness} (wanted: {wanted})"),
+            (Some(found), _) => write!(f, "{witness} is {found} (wanted: {wanted})"),
+        }
+    }
+}
+
+/// What every witness of `region` says of `node`. A Region without a witness has none.
+#[must_use]
+pub fn accounts(region: &RegionSpec, node: &NodeFacts) -> Vec<Account> {
+    let labels = region.nodes.labels.iter().map(|(key, value)| {
+        let found = node.labels.get(key).cloned();
+        Account {
+            witness: key.clone(),
+            wanted: value.clone(),
+            agrees: found.as_ref() == Some(value),
+            found,
+        }
+    });
+    let provider = region
+        .nodes
+        .provider_id_prefix
+        .iter()
+        .map(|prefix| Account {
+            witness: "providerID".to_owned(),
+            wanted: format!("{prefix}…"),
+            agrees: node
+                .provider_id
+                .as_deref()
+                .is_some_and(|id| has_prefix(id, prefix)),
+            found: node.provider_id.clone(),
+        });
+    labels.chain(provider).collect()
+}
+
 /// Whether every witness of `region` agrees that `node` is there. Without a witness: no.
 fn claims_node(region: &RegionSpec, node: &NodeFacts) -> bool {
-    let witnesses = &region.nodes;
-    if witnesses.labels.is_empty() && witnesses.provider_id_prefix.is_none() {
-        return false;
-    }
-    let labels_agree = witnesses
-        .labels
-        .iter()
-        .all(|(key, value)| node.labels.get(key) == Some(value));
-    let provider_agrees = witnesses
-        .provider_id_prefix
-        .as_deref()
-        .is_none_or(|prefix| {
-            node.provider_id
-                .as_deref()
-                .is_some_and(|id| has_prefix(id, prefix))
-        });
-    labels_agree && provider_agrees
+    let accounts = accounts(region, node);
+    !accounts.is_empty() && accounts.iter().all(|a| a.agrees)
 }
 
 /// `id` begins with `prefix`, and the prefix doesn't end in the middle of a number: "aws:///us-west-2" is a

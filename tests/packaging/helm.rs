@@ -149,6 +149,12 @@ fn switches_leave_out_what_they_say() {
             assert!(rest.iter().all(|o| o["kind"] != *kind), "{setting}: {kind}");
         }
     }
+    let unguarded = template(&program, &["admission.guardNodeLabels=false"]).expect("a switch");
+    let has = |objects: &[Value], name: &str| objects.iter().any(|o| o["metadata"]["name"] == name);
+    for name in ["domicile-node-labels", "domicile-node-witnesses"] {
+        assert!(has(&all, name) && !has(&unguarded, name), "{name}");
+    }
+    assert!(has(&unguarded, "domicile-node-stamp") && has(&unguarded, "domicile-binding"));
     let monitored = template(
         &program,
         &["serviceMonitor.enabled=true", "serviceMonitor.interval=30s"],

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{find, kustomize, read, samples};
 
 /// What the code uses: group, resource, verbs, where. A call that is added or removed changes this line.
-const USED: [(&str, &str, &str, &str); 23] = [
+const USED: [(&str, &str, &str, &str); 26] = [
     (
         "domicile.dev",
         "privacydatastores",
@@ -39,8 +39,8 @@ const USED: [(&str, &str, &str, &str); 23] = [
     (
         "domicile.dev",
         "residencypolicies",
-        "list watch",
-        "geography::start",
+        "get list watch",
+        "geography::start; get: geography::execute (Bind), asked for by the API server",
     ),
     (
         "domicile.dev",
@@ -60,7 +60,30 @@ const USED: [(&str, &str, &str, &str); 23] = [
         "list watch patch",
         "geography::start, geography::execute (stamp)",
     ),
-    ("", "namespaces", "get", "store/observe"),
+    (
+        "",
+        "namespaces",
+        "get list watch",
+        "store/observe, geography::start",
+    ),
+    (
+        "storage.k8s.io",
+        "storageclasses",
+        "get list",
+        "store/observe",
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "validatingadmissionpolicies",
+        "list watch",
+        "geography::start",
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "validatingadmissionpolicybindings",
+        "list watch create patch delete",
+        "geography::start, geography::execute (Bind, Unbind)",
+    ),
     (
         "",
         "pods",

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use domicile::api::residency_policy::ResidencyPolicyStatus;
 use domicile::api::{PrivacyDataStore, Region, ResidencyPolicy, RightsWorkflow};
-use domicile::operator::store::observe::Observed;
+use domicile::operator::store::observe::{Observed, StorageClassSeen};
 use domicile::operator::store::validate;
+use domicile::residency::binding::{self, Bound, POD_KINDS};
+use domicile::residency::{NodeFacts, Permissions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -48,6 +51,7 @@ fn check(object: &Value) {
         "ResidencyPolicy" => drop(strictly::<ResidencyPolicy>(object)),
         "PrivacyDataStore" => drop(strictly::<PrivacyDataStore>(object)),
         "RightsWorkflow" => drop(strictly::<RightsWorkflow>(object)),
+        "Pod" => drop(strictly::<k8s_openapi::api::core::v1::Pod>(object)),
         "Namespace" => drop(strictly::<k8s_openapi::api::core::v1::Namespace>(object)),
         other => panic!("a sample of {other}"),
     }
@@ -78,6 +82,7 @@ pub fn law() -> (ResidencyPolicy, Vec<Region>) {
 pub fn refusal(
     store: &PrivacyDataStore,
     policy: Option<&ResidencyPolicy>,
+    ceiling: Option<&ResidencyPolicy>,
     regions: &[Region],
     namespace_labels: BTreeMap<String, String>,
 ) -> Option<String> {
@@ -86,6 +91,9 @@ pub fn refusal(
         namespace_labels,
         namespace_ending: false,
         policy: policy.cloned().map(Arc::new),
+        // The samples' namespace names the samples' policy.
+        ceiling: ceiling.or(policy).cloned().map(Arc::new),
+        storage_class: StorageClassSeen::NotNeeded,
         regions: regions.iter().cloned().map(Arc::new).collect(),
         nodes: Vec::new(),
         pods: Vec::new(),
@@ -125,6 +133,36 @@ pub fn words(text: &str) -> String {
         .lines()
         .find_map(|line| line.strip_prefix("# Refused: "));
     line.expect("a line '# Refused: …'").to_owned()
+}
+
+/// What is said of a pod that names node c1 of the test bed, in eu-central-1.
+fn pod_refusal(pod: &Value, policy: &ResidencyPolicy, regions: &[Region]) -> Option<String> {
+    let node = |name: &str, region: &str| NodeFacts {
+        name: name.to_owned(),
+        labels: [(
+            "topology.kubernetes.io/region".to_owned(),
+            region.to_owned(),
+        )]
+        .into(),
+        ..NodeFacts::default()
+    };
+    let nodes = [node("c1", "eu-central-1"), node("w1", "us-west-2")];
+    let permissions = Permissions::resolve(policy, regions);
+    let published = binding::publish(&permissions, regions, &nodes);
+    let mut policy = policy.clone();
+    policy.status = Some(ResidencyPolicyStatus {
+        observed_generation: Some(0),
+        permits: published.permits,
+        nodes: published.nodes,
+        ..Default::default()
+    });
+    let bound = Bound {
+        namespace: pod["metadata"]["namespace"].as_str().expect("a namespace"),
+        node: pod["spec"]["nodeName"].as_str().expect("a node"),
+        region: Some("eu-central-1"),
+        kinds: &POD_KINDS,
+    };
+    binding::check(&policy, &bound).err()
 }
 
 #[test]
@@ -169,7 +207,7 @@ fn the_sample_store_is_lawful() {
     );
     let labels = labels_of(store.metadata.namespace.as_deref(), &[]);
     assert_eq!(labels["pod-security.kubernetes.io/enforce"], "restricted");
-    assert_eq!(refusal(&store, Some(&policy), &regions, labels), None);
+    assert_eq!(refusal(&store, Some(&policy), None, &regions, labels), None);
 }
 
 /// Whoever changes the words of a refusal changes them everywhere.
@@ -193,10 +231,14 @@ fn what_is_refused_is_refused_in_the_words_given() {
         }
         assert!(text.contains("By: admission"), "{name} says who refuses");
         let objects = documents(&text);
+        if text.contains("By: admission where pods are bound") {
+            assert_eq!(pod_refusal(&objects[0], &policy, &regions), Some(words));
+            continue;
+        }
         let store: PrivacyDataStore = of(&objects, "PrivacyDataStore").remove(0);
         let labels = labels_of(store.metadata.namespace.as_deref(), &objects);
         assert_eq!(
-            refusal(&store, Some(&policy), &regions, labels),
+            refusal(&store, Some(&policy), None, &regions, labels),
             Some(words),
             "{name}"
         );

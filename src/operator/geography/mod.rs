@@ -1,23 +1,27 @@
 //! Regions, policies and nodes: caches for everyone, and the controller that keeps what they say true.
 //!
-//! Owns the watches on the cluster-scoped kinds, the stamp on nodes, and the statuses of `Region` and
-//! `ResidencyPolicy`.
+//! Owns the watches on the cluster-scoped kinds, the stamp on nodes, the statuses of `Region` and
+//! `ResidencyPolicy`, and the bindings of the admission policies that read those.
 //! Never trusts an object it can't read: an unreadable Region or policy counts as not there, which permits
 //! nothing.
 
+pub mod gate;
 pub mod plan;
 
 use futures::{Stream, StreamExt, pin_mut};
-use k8s_openapi::api::core::v1::Node;
-use kube::api::{Patch, PatchParams};
-use kube::core::DeserializeGuard;
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::core::v1::{Namespace, Node};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector::store::Writer};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -46,6 +50,12 @@ pub struct Caches {
     pub stores: Store<PrivacyDataStore>,
     /// Every workflow, for counting references.
     pub workflows: Store<RightsWorkflow>,
+    /// The namespaces that name a policy as their ceiling.
+    pub namespaces: Store<PartialObjectMeta<Namespace>>,
+    /// Our admission policies.
+    pub admission: Store<ValidatingAdmissionPolicy>,
+    /// Their bindings.
+    pub bindings: Store<ValidatingAdmissionPolicyBinding>,
 }
 
 /// Starts the watches and waits until each has been filled once. `changed` is pulled whenever something that
@@ -70,17 +80,38 @@ pub async fn start(
     let stores = keep(guarded(Api::all(client.clone()), config()), [counted]);
     let workflows = keep(guarded(Api::all(client.clone()), config()), [counted]);
     let nodes = keep_nodes(Api::all(client.clone()), config(), changed, counted);
+    let ceilings = watcher(
+        Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
+        config().labels(labels::RESIDENCY),
+    );
+    let namespaces = keep(ceilings.default_backoff(), [changed, counted]);
+    let ours = || config().labels(&format!("{}={}", labels::NAME, labels::NAME_VALUE));
+    let admission = watcher(
+        Api::<ValidatingAdmissionPolicy>::all(client.clone()),
+        ours(),
+    );
+    let admission = keep(admission.default_backoff(), [counted]);
+    let bindings = watcher(
+        Api::<ValidatingAdmissionPolicyBinding>::all(client.clone()),
+        ours(),
+    );
+    let bindings = keep(bindings.default_backoff(), [counted]);
     regions.wait_until_ready().await?;
     policies.wait_until_ready().await?;
     stores.wait_until_ready().await?;
     workflows.wait_until_ready().await?;
     nodes.wait_until_ready().await?;
+    namespaces.wait_until_ready().await?;
+    // Not waited for: where the API server has no such kinds, everything else must go on.
     Ok(Caches {
         regions,
         policies,
         nodes,
         stores,
         workflows,
+        namespaces,
+        admission,
+        bindings,
     })
 }
 
@@ -219,32 +250,77 @@ fn keep_nodes(
     store
 }
 
-/// Keeps stamps and statuses true until the process ends. Only the leader runs this.
-pub async fn run(
-    ctx: Arc<Context>,
-    stores: Store<PrivacyDataStore>,
-    workflows: Store<RightsWorkflow>,
-    triggers: Triggers,
-) {
-    let changes = triggers.stream();
-    pin_mut!(changes);
-    loop {
-        let references = stores
+/// What [`run`] looks at beside the context's caches.
+pub struct References {
+    /// Every store.
+    pub stores: Store<PrivacyDataStore>,
+    /// Every workflow.
+    pub workflows: Store<RightsWorkflow>,
+    /// The namespaces that name a policy as their ceiling.
+    pub namespaces: Store<PartialObjectMeta<Namespace>>,
+    /// Our admission policies.
+    pub admission: Store<ValidatingAdmissionPolicy>,
+    /// Their bindings.
+    pub bindings: Store<ValidatingAdmissionPolicyBinding>,
+}
+
+impl References {
+    /// What the API server offers; nothing is said while one of the watches has not been filled yet: a binding
+    /// that merely wasn't read is not missing.
+    async fn gate(&self, client: &Client, patience: Duration) -> Option<gate::Gate> {
+        let filled = async {
+            self.admission.wait_until_ready().await.ok()?;
+            self.bindings.wait_until_ready().await.ok()
+        };
+        tokio::time::timeout(patience, filled).await.ok()??;
+        let version = bounded("ask for the version", client.apiserver_version()).await;
+        let version = match version {
+            Ok(info) => gate::version(&info.major, &info.minor),
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "Kubernetes' version is unknown"
+                );
+                None
+            }
+        };
+        let there = |name: &str| {
+            let found = self.admission.find(|p| p.name_any() == name);
+            found.is_some_and(|p| p.metadata.deletion_timestamp.is_none())
+        };
+        Some(gate::Gate {
+            installed: there(gate::BINDING) && there(gate::UNKNOWN),
+            version: version?,
+        })
+    }
+
+    fn ceilings(&self) -> BTreeMap<String, String> {
+        self.namespaces
             .state()
             .iter()
-            .map(|s| s.spec.residency_policy_ref.name.clone())
-            .chain(
-                workflows
-                    .state()
-                    .iter()
-                    .map(|w| w.spec.residency_policy_ref.name.clone()),
-            )
-            .collect();
+            .filter_map(|n| Some((n.name_any(), n.labels().get(labels::RESIDENCY)?.clone())))
+            .collect()
+    }
+}
+
+/// Keeps stamps, statuses and bindings true until the process ends. Only the leader runs this.
+pub async fn run(ctx: Arc<Context>, references: References, triggers: Triggers) {
+    let changes = triggers.stream();
+    pin_mut!(changes);
+    // The first pass comes right after the start; later ones don't wait for watches that don't answer.
+    let mut patience = Duration::from_secs(2);
+    loop {
+        let gate = references.gate(&ctx.client, patience).await;
+        patience = Duration::ZERO;
         let seen = plan::Seen {
             regions: ctx.regions.state(),
             policies: ctx.policies.state(),
             nodes: ctx.node_facts(),
-            references,
+            stores: references.stores.state(),
+            workflows: references.workflows.state(),
+            ceilings: references.ceilings(),
+            gate,
+            bindings: references.bindings.state(),
         };
         let mut failed = false;
         for write in plan::plan(&seen, jiff::Timestamp::now()) {
@@ -308,6 +384,33 @@ async fn execute(client: &Client, write: &plan::Write) -> anyhow::Result<()> {
             )
             .await?;
         }
+        plan::Write::Bind(binding) => {
+            let api: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
+            let name = binding.name_any();
+            tracing::info!(%name, "binding an admission policy");
+            bounded(
+                "bind an admission policy",
+                api.patch(&name, &params, &Patch::Apply(binding)),
+            )
+            .await?;
+        }
+        plan::Write::Unbind { name, uid } => {
+            let api: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
+            let params = DeleteParams::default().preconditions(Preconditions {
+                uid: Some(uid.clone()),
+                resource_version: None,
+            });
+            tracing::info!(%name, "removing a binding");
+            match bounded("remove a binding", api.delete(name, &params)).await {
+                Err(error) if is_gone(&error) => {}
+                done => drop(done?),
+            }
+        }
     }
     Ok(())
+}
+
+/// Somebody else was first.
+fn is_gone(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.is_not_found())
 }

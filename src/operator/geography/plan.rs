@@ -1,18 +1,21 @@
-//! What the cluster-scoped objects should say: stamps on nodes, statuses of Regions and policies.
+//! What the cluster-scoped objects should say: stamps on nodes, statuses of Regions and policies, bindings.
 //!
 //! Pure. Never stamps a node whose whereabouts are not certain: an old stamp is removed the moment a witness
 //! disagrees, so that nothing new is scheduled there.
 
 use jiff::Timestamp;
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use kube::{Resource, ResourceExt};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::gate::{self, Gate};
 use crate::api::conditions::{self, Verdict, reasons};
 use crate::api::region::RegionStatus;
 use crate::api::residency_policy::ResidencyPolicyStatus;
-use crate::api::{Region, ResidencyPolicy, labels};
-use crate::residency::{NodeFacts, Permissions, locate};
+use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, RightsWorkflow, labels};
+use crate::residency::binding::{self, Published};
+use crate::residency::{NodeFacts, Permissions, forbidden, locate};
 
 /// One write.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +31,15 @@ pub enum Write {
     Region(String, RegionStatus),
     /// A policy's status.
     Policy(String, Box<ResidencyPolicyStatus>),
+    /// A binding of an admission policy.
+    Bind(Box<ValidatingAdmissionPolicyBinding>),
+    /// A binding that nobody needs any more.
+    Unbind {
+        /// Its name.
+        name: String,
+        /// Its uid, so that a successor of the same name is left alone.
+        uid: String,
+    },
 }
 
 /// What is known.
@@ -39,19 +51,47 @@ pub struct Seen {
     pub policies: Vec<Arc<ResidencyPolicy>>,
     /// Every node.
     pub nodes: Vec<NodeFacts>,
-    /// Names of the policies that stores and workflows refer to, once per reference.
-    pub references: Vec<String>,
+    /// Every store.
+    pub stores: Vec<Arc<PrivacyDataStore>>,
+    /// Every workflow.
+    pub workflows: Vec<Arc<RightsWorkflow>>,
+    /// The namespaces that name a policy as their ceiling: namespace, policy.
+    pub ceilings: BTreeMap<String, String>,
+    /// What the API server offers; `None`: not known, so that nothing is done about it.
+    pub gate: Option<Gate>,
+    /// The bindings of our admission policies.
+    pub bindings: Vec<Arc<ValidatingAdmissionPolicyBinding>>,
+}
+
+impl Seen {
+    fn regions(&self) -> impl Iterator<Item = &Region> + Clone {
+        self.regions.iter().map(AsRef::as_ref)
+    }
+
+    fn permissions(&self, policy: &ResidencyPolicy) -> Permissions {
+        Permissions::resolve(policy, self.regions())
+    }
+
+    /// What `policy` permits in a namespace, under the ceiling that the namespace names.
+    fn permissions_in(&self, policy: &ResidencyPolicy, namespace: &str) -> Permissions {
+        let own = self.permissions(policy);
+        let above = self.ceilings.get(namespace);
+        let above = above.and_then(|name| self.policies.iter().find(|p| p.name_any() == *name));
+        match above {
+            Some(above) => own.under(self.permissions(above)),
+            None => own,
+        }
+    }
 }
 
 /// Everything that isn't yet as it should be.
 #[must_use]
 pub fn plan(seen: &Seen, now: Timestamp) -> Vec<Write> {
-    let regions = || seen.regions.iter().map(AsRef::as_ref);
     let mut writes: Vec<Write> = seen
         .nodes
         .iter()
         .filter_map(|node| {
-            let region = locate(node, regions()).region().map(str::to_owned);
+            let region = locate(node, seen.regions()).region().map(str::to_owned);
             let differs = node.labels.get(labels::NODE_REGION) != region.as_ref();
             differs.then(|| Write::Stamp {
                 node: node.name.clone(),
@@ -65,13 +105,46 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Vec<Write> {
             writes.push(Write::Region(region.name_any(), new));
         }
     }
+    let (mut enforced, mut waived) = (BTreeSet::new(), BTreeSet::new());
     for policy in &seen.policies {
         let new = policy_status(policy, seen, now);
+        if let Some(gate) = &seen.gate {
+            let enforces = gate.enforces(new.nodes.as_deref());
+            let set = if enforces { &mut enforced } else { &mut waived };
+            set.insert(policy.name_any());
+        }
         if policy.status.as_ref() != Some(&new) {
             writes.push(Write::Policy(policy.name_any(), Box::new(new)));
         }
     }
+    if let Some(gate) = &seen.gate {
+        writes.extend(gate::plan(gate, &enforced, &waived, &seen.bindings));
+    }
     writes
+}
+
+/// How many policies that are in use permit something in this Region, and how many stores and workflows name it or
+/// are in it. A policy that nobody uses holds nothing: both may go in any order.
+fn users_of_region(name: &str, seen: &Seen) -> usize {
+    let policies = seen.policies.iter().filter(|p| {
+        let permissions = seen.permissions(p);
+        users_of_policy(&p.name_any(), seen) > 0
+            && permissions
+                .kinds()
+                .any(|data| permissions.permits(data, name))
+    });
+    let stores = seen.stores.iter().filter(|s| {
+        let placed = s.status.iter().flat_map(|s| &s.instances);
+        s.spec.placement.iter().any(|p| p.region == name)
+            || placed
+                .into_iter()
+                .any(|i| i.region.as_deref() == Some(name))
+    });
+    let workflows = seen
+        .workflows
+        .iter()
+        .filter(|w| w.spec.workers.pools.iter().any(|p| p.region == name));
+    policies.count() + stores.count() + workflows.count()
 }
 
 fn region_status(region: &Region, seen: &Seen, now: Timestamp) -> RegionStatus {
@@ -79,9 +152,7 @@ fn region_status(region: &Region, seen: &Seen, now: Timestamp) -> RegionStatus {
     let here: Vec<&NodeFacts> = seen
         .nodes
         .iter()
-        .filter(|n| {
-            locate(n, seen.regions.iter().map(AsRef::as_ref)).region() == Some(name.as_str())
-        })
+        .filter(|n| locate(n, seen.regions()).region() == Some(name.as_str()))
         .collect();
     let zones: BTreeSet<String> = here
         .iter()
@@ -107,14 +178,14 @@ fn region_status(region: &Region, seen: &Seen, now: Timestamp) -> RegionStatus {
         conditions: conditions::merge(&old.conditions, &[verdict], region.meta().generation, now),
         observed_generation: region.meta().generation,
         nodes: i32::try_from(here.len()).ok(),
+        used_by: i32::try_from(users_of_region(&name, seen)).ok(),
         zones: zones.into_iter().take(64).collect(),
     }
 }
 
 fn policy_status(policy: &ResidencyPolicy, seen: &Seen, now: Timestamp) -> ResidencyPolicyStatus {
     let name = policy.name_any();
-    let regions = seen.regions.iter().map(AsRef::as_ref);
-    let permissions = Permissions::resolve(policy, regions.clone());
+    let permissions = seen.permissions(policy);
     let unknown: Vec<&str> = permissions.unknown().collect();
     let verdict = if unknown.is_empty() {
         Verdict::new(
@@ -134,14 +205,95 @@ fn policy_status(policy: &ResidencyPolicy, seen: &Seen, now: Timestamp) -> Resid
             ),
         )
     };
+    let Published { permits, nodes } = binding::publish(&permissions, seen.regions(), &seen.nodes);
+    let mut verdicts = vec![verdict];
+    verdicts.extend(
+        seen.gate
+            .as_ref()
+            .map(|gate| gate::verdict(gate, &name, nodes.as_deref())),
+    );
+    verdicts.push(respected(policy, seen));
+    let mut within: Vec<String> = seen
+        .policies
+        .iter()
+        .filter(|other| other.name_any() != name)
+        .filter(|other| permissions.lies_within(&seen.permissions(other)))
+        .map(|other| other.name_any())
+        .collect();
+    within.sort();
+    within.truncate(256);
     let old = policy.status.clone().unwrap_or_default();
-    let used_by = seen.references.iter().filter(|r| **r == name).count();
     ResidencyPolicyStatus {
-        conditions: conditions::merge(&old.conditions, &[verdict], policy.meta().generation, now),
+        conditions: conditions::merge(&old.conditions, &verdicts, policy.meta().generation, now),
         observed_generation: policy.meta().generation,
-        used_by: i32::try_from(used_by).ok(),
-        permits: permissions.published(regions),
+        used_by: i32::try_from(users_of_policy(&name, seen)).ok(),
+        permits,
+        nodes,
+        within,
     }
+}
+
+/// How many stores, workflows and namespaces refer to this policy.
+fn users_of_policy(name: &str, seen: &Seen) -> usize {
+    let stores = seen
+        .stores
+        .iter()
+        .map(|s| &s.spec.residency_policy_ref.name);
+    let workflows = seen
+        .workflows
+        .iter()
+        .map(|w| &w.spec.residency_policy_ref.name);
+    stores
+        .chain(workflows)
+        .chain(seen.ceilings.values())
+        .filter(|n| *n == name)
+        .count()
+}
+
+/// How much of what is outside is spelt out in the condition; `kubectl domicile explain policy` shows all.
+const SHOWN: usize = 8;
+
+/// What the policy forbids of what is there.
+fn respected(policy: &ResidencyPolicy, seen: &Seen) -> Verdict {
+    let name = policy.name_any();
+    let mut found: Vec<String> = Vec::new();
+    for store in &seen.stores {
+        if store.spec.residency_policy_ref.name == name {
+            let namespace = store.namespace().unwrap_or_default();
+            let permissions = seen.permissions_in(policy, &namespace);
+            let outside = forbidden::of_store(store, &permissions, seen.regions(), &seen.nodes);
+            found.extend(outside);
+        }
+    }
+    for workflow in &seen.workflows {
+        if workflow.spec.residency_policy_ref.name == name {
+            let namespace = workflow.namespace().unwrap_or_default();
+            let permissions = seen.permissions_in(policy, &namespace);
+            found.extend(forbidden::of_workflow(workflow, &permissions));
+        }
+    }
+    found.sort();
+    if found.is_empty() {
+        return Verdict::new(
+            conditions::RESPECTED,
+            true,
+            reasons::AS_SPECIFIED,
+            "every copy of the stores under it is where it permits",
+        );
+    }
+    let more = found.len().saturating_sub(SHOWN);
+    found.truncate(SHOWN);
+    if more > 0 {
+        found.push(format!(
+            "and {more} more: kubectl domicile explain policy {name}"
+        ));
+    }
+    Verdict::new(
+        conditions::RESPECTED,
+        false,
+        reasons::OUTSIDE,
+        found.join("; "),
+    )
 }
 
 #[cfg(test)]
@@ -207,6 +359,72 @@ mod tests {
                 node: "n".into(),
                 region: None
             }]
+        );
+    }
+
+    #[test]
+    fn a_narrowed_policy_says_what_it_forbids_and_what_is_in_use_is_counted() {
+        let mut world = seen(Some("west"));
+        let policy: ResidencyPolicy = serde_json::from_value(serde_json::json!({
+            "apiVersion": "domicile.dev/v1alpha1", "kind": "ResidencyPolicy", "metadata": { "name": "records", "generation": 1 },
+            "spec": { "permits": [{ "data": "Primary", "regions": ["west"] }] },
+        }))
+        .unwrap();
+        let store = serde_json::from_value(serde_json::json!({
+            "apiVersion": "domicile.dev/v1alpha1", "kind": "PrivacyDataStore", "metadata": { "name": "s", "namespace": "n" },
+            "spec": { "residencyPolicyRef": { "name": "records" }, "storage": { "size": "1Gi" },
+                      "placement": [{ "region": "west", "instances": 2 }] },
+            "status": { "primary": "s-1", "instances": [{ "name": "s-1", "region": "west", "node": "n" }, { "name": "s-2", "region": "west", "node": "n" }] },
+        }))
+        .unwrap();
+        let mut ceiling = policy.clone();
+        ceiling.metadata.name = Some("ceiling".into());
+        world.policies = vec![Arc::new(policy), Arc::new(ceiling)];
+        world.stores = vec![Arc::new(store)];
+        world.ceilings = [("n".to_owned(), "ceiling".to_owned())].into();
+        world.gate = Some(Gate {
+            installed: true,
+            version: (1, 37),
+        });
+        let mut statuses = BTreeMap::new();
+        let writes = plan(&world, Timestamp::UNIX_EPOCH);
+        for write in &writes {
+            match write {
+                Write::Policy(name, status) => {
+                    statuses.insert(name.clone(), status.clone());
+                }
+                Write::Region(_, status) => assert_eq!(status.used_by, Some(3)),
+                _ => {}
+            }
+        }
+        let status = &statuses["records"];
+        assert_eq!(
+            (status.used_by, statuses["ceiling"].used_by),
+            (Some(1), Some(1))
+        );
+        assert_eq!(status.within, ["ceiling"]);
+        assert_eq!(status.nodes, Some(vec!["n".to_owned()]));
+        let respected = status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == conditions::RESPECTED)
+            .unwrap();
+        assert_eq!(respected.status, "False");
+        assert!(
+            respected
+                .message
+                .starts_with("n/s: instance s-2 is on node n: region west is not permitted for Standby by ResidencyPolicy records"),
+            "{}",
+            respected.message
+        );
+        let binds = writes.iter().filter(|w| matches!(w, Write::Bind(_)));
+        assert_eq!(binds.count(), 3, "two policies, and the unknown ones");
+        world.gate = None;
+        let silent = plan(&world, Timestamp::UNIX_EPOCH);
+        assert!(
+            silent
+                .iter()
+                .all(|w| !matches!(w, Write::Bind(_) | Write::Unbind { .. }))
         );
     }
 

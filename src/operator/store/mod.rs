@@ -119,7 +119,8 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
         complain(&ctx, &namespace, &name, &error.to_string()).await?;
         return Ok(Action::await_change());
     }
-    let Some(observed) = observe::observe(&ctx, &namespace, &name).await? else {
+    // Boxed: it holds everything that is read of a store.
+    let Some(observed) = Box::pin(observe::observe(&ctx, &namespace, &name)).await? else {
         return Ok(Action::await_change());
     };
     let now = jiff::Timestamp::now();

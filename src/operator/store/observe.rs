@@ -7,6 +7,7 @@
 //! whether they exist and how long they last.
 
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{DynamicObject, ListParams};
 use kube::{Api, ResourceExt};
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use super::lost::{Volume, unplaced};
 use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, labels, names};
 use crate::operator::context::{Context, bounded};
 use crate::residency::NodeFacts;
+use crate::residency::volumes::Class;
 
 /// What a pass knows.
 #[derive(Clone, Debug)]
@@ -30,6 +32,10 @@ pub struct Observed {
     pub namespace_ending: bool,
     /// The policy it refers to, if it exists.
     pub policy: Option<Arc<ResidencyPolicy>>,
+    /// The policy that its namespace names as its ceiling, if it names one and that exists.
+    pub ceiling: Option<Arc<ResidencyPolicy>>,
+    /// The class of the volumes that it still lacks.
+    pub storage_class: StorageClassSeen,
     /// Every Region.
     pub regions: Vec<Arc<Region>>,
     /// Every node.
@@ -52,6 +58,18 @@ pub struct Observed {
     pub secrets: BTreeMap<String, String>,
     /// The term of the last failover that this operator has told.
     pub told: Option<i64>,
+}
+
+/// The StorageClass that new volumes would be of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StorageClassSeen {
+    /// Every instance has its volume claim.
+    #[default]
+    NotNeeded,
+    /// There is none of this name; `None`: none that is the cluster's default.
+    Missing(Option<String>),
+    /// This one.
+    Found(Class),
 }
 
 /// Reads everything. `None`: the store is gone.
@@ -89,18 +107,26 @@ pub async fn observe(
         }
     }
 
+    let policy = |name: &str| {
+        ctx.policies
+            .state()
+            .into_iter()
+            .find(|p| p.name_any() == name)
+    };
+    let namespace_labels = namespace_object
+        .as_ref()
+        .map(|n| n.labels().clone())
+        .unwrap_or_default();
     let mut observed = Observed {
         namespace_ending: namespace_object
             .as_ref()
             .is_none_or(|n| n.metadata.deletion_timestamp.is_some()),
-        namespace_labels: namespace_object
-            .map(|n| n.labels().clone())
-            .unwrap_or_default(),
-        policy: ctx
-            .policies
-            .state()
-            .into_iter()
-            .find(|p| p.name_any() == store.spec.residency_policy_ref.name),
+        policy: policy(&store.spec.residency_policy_ref.name),
+        ceiling: namespace_labels
+            .get(labels::RESIDENCY)
+            .and_then(|name| policy(name)),
+        namespace_labels,
+        storage_class: storage_class(ctx, &store, claims.items.len()).await?,
         regions: sorted(ctx.regions.state()),
         nodes: ctx.node_facts(),
         volumes: volumes(ctx, &pods.items, &claims.items).await?,
@@ -145,6 +171,64 @@ async fn volumes(
         }
     }
     Ok(all)
+}
+
+const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
+
+/// The class of the volumes that are still to be made. Asked for only then: a store that has all its volumes
+/// doesn't care what became of their class.
+async fn storage_class(
+    ctx: &Context,
+    store: &PrivacyDataStore,
+    claims: usize,
+) -> anyhow::Result<StorageClassSeen> {
+    let wanted: i32 = store.spec.placement.iter().map(|p| p.instances).sum();
+    if claims >= usize::try_from(wanted).unwrap_or(0) {
+        return Ok(StorageClassSeen::NotNeeded);
+    }
+    let api: Api<StorageClass> = Api::all(ctx.client.clone());
+    let name = store.spec.storage.storage_class_name.clone();
+    let found = match &name {
+        Some(name) => bounded("get the StorageClass", api.get_opt(name)).await?,
+        None => {
+            let all = bounded("list StorageClasses", api.list(&ListParams::default())).await?;
+            default_class(all.items)
+        }
+    };
+    Ok(found.map_or(StorageClassSeen::Missing(name), |class| {
+        StorageClassSeen::Found(class_facts(&class))
+    }))
+}
+
+/// The default class, as the API server chooses it among several: the newest, then the first by name.
+fn default_class(all: Vec<StorageClass>) -> Option<StorageClass> {
+    all.into_iter()
+        .filter(|c| {
+            c.annotations()
+                .get(DEFAULT_CLASS)
+                .is_some_and(|v| v == "true")
+        })
+        .min_by_key(|c| {
+            let made = c.metadata.creation_timestamp.as_ref().map(|t| t.0);
+            (std::cmp::Reverse(made), c.name_any())
+        })
+}
+
+/// What of a class bears on where its volumes come to be.
+fn class_facts(class: &StorageClass) -> Class {
+    let topologies = class.allowed_topologies.iter().flatten().map(|term| {
+        let labels = term.match_label_expressions.iter().flatten();
+        labels
+            .map(|l| (l.key.clone(), l.values.iter().cloned().collect()))
+            .collect()
+    });
+    Class {
+        name: class.name_any(),
+        // Absent is Immediate, as the API server fills it in.
+        immediate: class.volume_binding_mode.as_deref() != Some("WaitForFirstConsumer"),
+        found: class.provisioner == "kubernetes.io/no-provisioner",
+        topologies: topologies.collect(),
+    }
 }
 
 impl Observed {

@@ -2,6 +2,7 @@
 
 mod attest;
 mod failover;
+mod residency;
 mod world;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

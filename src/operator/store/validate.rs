@@ -1,18 +1,19 @@
 //! Whether a store asks for something lawful.
 //!
-//! Owns the order of the questions: is there a policy, may this namespace use it, does it permit these
-//! regions. The words of a refusal are `residency`'s own, the same that admission uses.
+//! Owns the order of the questions: is there a policy, may this namespace use it, does it lie within the namespace's
+//! own, does it permit these regions, and could the volumes come to be elsewhere. The words of a refusal are `residency`'s own, the same that admission uses.
 //! Never does I/O. Never widens: a store that asks for one forbidden region gets no *new* instance anywhere
 //! until that is mended, while what it has already and lawfully keeps running.
 
 use kube::ResourceExt;
 
-use super::observe::Observed;
+use super::observe::{Observed, StorageClassSeen};
 use crate::api::conditions::reasons;
 use crate::api::residency_policy::Data;
+use crate::api::{ResidencyPolicy, labels};
 use crate::placement::Want;
-use crate::residency::Permissions;
-use crate::residency::permissions::namespace_permitted;
+use crate::residency::permissions::{beyond_ceiling, namespace_permitted};
+use crate::residency::{Permissions, volumes};
 
 /// Why a store can't be served as asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,16 +76,30 @@ pub fn validate(observed: &Observed) -> Result<Lawful, Problem> {
             ),
         });
     }
-    let permissions = Permissions::resolve(policy, observed.regions.iter().map(AsRef::as_ref));
+    let regions = || observed.regions.iter().map(AsRef::as_ref);
+    let own = Permissions::resolve(policy, regions());
+    let ceiling = ceiling(observed)?.map(|p| Permissions::resolve(p, regions()));
     let total = spec.placement.iter().map(|p| p.instances).sum();
     let data = data_of_instance(total);
     let mut lawful = Lawful {
         wants: Vec::new(),
         problems: Vec::new(),
-        permissions,
+        permissions: own.clone(),
     };
+    if let Some(ceiling) = ceiling {
+        if !own.lies_within(&ceiling) {
+            let namespace = observed.store.namespace().unwrap_or_default();
+            lawful.problems.push(Problem {
+                reason: reasons::BEYOND_CEILING,
+                message: beyond_ceiling(name, ceiling.policy(), &namespace),
+            });
+        }
+        lawful.permissions = own.clone().under(ceiling);
+    }
     for placement in &spec.placement {
-        match lawful.permissions.check(data, &placement.region) {
+        match own.check(data, &placement.region) {
+            // Where only the ceiling forbids it, that was said already, and nothing goes there.
+            Ok(()) if !lawful.permissions.permits(data, &placement.region) => continue,
             Ok(()) => lawful.wants.push(Want {
                 region: placement.region.clone(),
                 instances: u32::try_from(placement.instances).unwrap_or(0),
@@ -114,9 +129,9 @@ pub fn validate(observed: &Observed) -> Result<Lawful, Problem> {
     if !spec
         .placement
         .iter()
-        .any(|p| lawful.permissions.permits(Data::Primary, &p.region))
+        .any(|p| own.permits(Data::Primary, &p.region))
     {
-        let permitted: Vec<&str> = lawful.permissions.regions(Data::Primary).collect();
+        let permitted: Vec<&str> = own.regions(Data::Primary).collect();
         lawful.problems.push(Problem {
             reason: reasons::REGION_NOT_PERMITTED,
             message: format!(
@@ -125,5 +140,50 @@ pub fn validate(observed: &Observed) -> Result<Lawful, Problem> {
             ),
         });
     }
+    lawful
+        .problems
+        .extend(storage_class(observed, &lawful.permissions, data));
     Ok(lawful)
+}
+
+/// The policy within which the store's namespace must stay, if it has a label that says so.
+fn ceiling(observed: &Observed) -> Result<Option<&ResidencyPolicy>, Problem> {
+    let Some(name) = observed.namespace_labels.get(labels::RESIDENCY) else {
+        return Ok(None);
+    };
+    match &observed.ceiling {
+        Some(policy) => Ok(Some(policy)),
+        None => Err(Problem {
+            reason: reasons::POLICY_NOT_FOUND,
+            message: format!(
+                "ResidencyPolicy {name}, within which namespace {} must stay (its label {}), does not exist, so nothing is permitted: create it, or correct the label",
+                observed.store.namespace().unwrap_or_default(),
+                labels::RESIDENCY
+            ),
+        }),
+    }
+}
+
+/// What is wrong with the class that new volumes would be of.
+fn storage_class(observed: &Observed, permissions: &Permissions, data: Data) -> Option<Problem> {
+    let (reason, message) = match &observed.storage_class {
+        StorageClassSeen::NotNeeded => return None,
+        StorageClassSeen::Missing(Some(name)) => (
+            reasons::STORAGE_CLASS_NOT_FOUND,
+            format!(
+                "StorageClass {name} does not exist: create it (spec.storage can't be changed later)"
+            ),
+        ),
+        StorageClassSeen::Missing(None) => (
+            reasons::STORAGE_CLASS_NOT_FOUND,
+            "no StorageClass is the cluster's default: name one in spec.storage.storageClassName, or make one the default".to_owned(),
+        ),
+        StorageClassSeen::Found(class) => {
+            let regions = observed.regions.iter().map(AsRef::as_ref);
+            let permitted = |region: &str| permissions.permits(data, region);
+            let wrong = volumes::check(class, permitted, &observed.nodes, regions).err()?;
+            (reasons::STORAGE_CLASS_NOT_PERMITTED, wrong)
+        }
+    };
+    Some(Problem { reason, message })
 }

@@ -108,6 +108,8 @@ impl World {
                 namespace_labels: BTreeMap::new(),
                 namespace_ending: false,
                 policy: Some(policy(&["us-west"], &["us-west", "us-east"])),
+                ceiling: None,
+                storage_class: super::super::observe::StorageClassSeen::NotNeeded,
                 regions: ["eu-central", "us-east", "us-west"].map(region).into(),
                 nodes,
                 pods: vec![],
