@@ -125,8 +125,12 @@ async fn a_commit_waits_until_the_standby_has_it() {
             Ok(format!("ANY 1 (\"{}\")", bed.voter(2)))
         );
         assert_eq!(standby.app_sql("SELECT pg_is_in_recovery()").await, Ok("t".into()));
+        // While a rule is changed, it isn't in force for a moment.
+        until("it says that it's durable and ready", async || {
+            primary.status().await.is_some_and(|s| s.durable && s.ready)
+        })
+        .await;
         let status = primary.status().await.unwrap();
-        assert!(status.durable && status.ready);
         assert_eq!(status.replication[0].name, "s-2");
         let status = standby.status().await.unwrap();
         assert_eq!(status.receiver.unwrap().upstream, "s-1");
