@@ -12,7 +12,9 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::sync::watch;
 
+use super::config::Config;
 use super::plan::{Source, StoreSeen};
+use super::sync;
 use crate::api::privacy_data_store::{AgreedConfiguration, InstanceStatus, LastFailover};
 use crate::api::{PrivacyDataStore, labels};
 
@@ -167,6 +169,14 @@ pub fn listed(store: &PrivacyDataStore) -> BTreeSet<String> {
         .flat_map(|s| &s.instances)
         .map(|i| i.name.clone())
         .collect()
+}
+
+/// The other instances of the store of this one ([`sync::others`]); none while it isn't known.
+#[must_use]
+pub fn others(store: Option<&PrivacyDataStore>, config: &Config) -> BTreeSet<String> {
+    store.map_or_else(BTreeSet::new, |s| {
+        sync::others(&config.store, &config.instance, &listed(s), desired(s))
+    })
 }
 
 /// The value of an annotation.

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::manager::Manager;
 use super::plan::Mode;
 use super::settings::{self, Input};
-use super::{files, roles, store, sync, vitals};
+use super::{files, roles, store, vitals};
 use crate::api::names;
 
 /// A slot of an instance that is listed no more is kept this long: a list may be incomplete for a moment.
@@ -110,14 +110,7 @@ impl Manager {
     }
 
     pub(super) fn others(&self) -> BTreeSet<String> {
-        self.store.as_ref().map_or_else(BTreeSet::new, |s| {
-            sync::others(
-                &self.config.store,
-                &self.config.instance,
-                &store::listed(s),
-                store::desired(s),
-            )
-        })
+        store::others(self.store.as_deref(), &self.config)
     }
 
     pub(super) fn streaming(&self) -> BTreeMap<String, Duration> {

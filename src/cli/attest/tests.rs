@@ -7,16 +7,6 @@ use crate::residency::attestation::{
 };
 use jiff::{SignedDuration, Timestamp};
 
-/// A key whose every byte is this one.
-fn key(seed: u8) -> SigningKey {
-    let mut der = vec![
-        0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04,
-        0x20,
-    ];
-    der.extend([seed; 32]);
-    SigningKey::from_pem(&pem::encode(&pem::Pem::new("PRIVATE KEY", der))).unwrap()
-}
-
 fn content(verdict: Verdict) -> Content {
     let see = |by, of: &str, says: &str| Observation {
         by,
@@ -91,7 +81,7 @@ fn content(verdict: Verdict) -> Content {
 
 /// Three entries; the second introduces another key, and something is outside in the third.
 fn export() -> Export {
-    let (old, new) = (key(1), key(2));
+    let (old, new) = (SigningKey::of_seed(1), SigningKey::of_seed(2));
     let steps = [
         (&old, None, Verdict::Within),
         (&old, Some(NamedKey::from(&new.public())), Verdict::Within),
@@ -133,7 +123,10 @@ fn named(text: &str, checked: &[Checked]) -> String {
         text = text.replace(&entry.hash, &format!("HASH{}", i + 1));
     }
     for (i, seed) in [1, 2].into_iter().enumerate() {
-        text = text.replace(&key(seed).public().id(), &format!("KEY{}", i + 1));
+        text = text.replace(
+            &SigningKey::of_seed(seed).public().id(),
+            &format!("KEY{}", i + 1),
+        );
     }
     text
 }
@@ -236,7 +229,7 @@ or give it with --head. Next time give it with --since.
 ";
     assert_eq!(squeeze(&said), squeeze(expected));
 
-    let pem = folder.file("key.pem", &key(1).public().to_pem());
+    let pem = folder.file("key.pem", &SigningKey::of_seed(1).public().to_pem());
     let by_file = ask(
         file.clone(),
         &[&pem.display().to_string()],
@@ -245,7 +238,7 @@ or give it with --head. Next time give it with --since.
     .unwrap();
     let by_id = ask(
         file,
-        &[&key(1).public().id().to_uppercase()],
+        &[&SigningKey::of_seed(1).public().id().to_uppercase()],
         Some(&checked[2].hash),
     )
     .unwrap();
@@ -260,7 +253,7 @@ fn what_does_not_hold_is_refused_with_the_entry_and_the_reason() {
     let good = written();
     let file = folder.file("a.json", &good);
     let of = |keys: &[&str], head: Option<&str>| ask(file.clone(), keys, head).unwrap_err();
-    let why = of(&[&key(3).public().id()], None);
+    let why = of(&[&SigningKey::of_seed(3).public().id()], None);
     assert!(
         why.contains(
             "does NOT hold: entry 1 of the file (it says of itself: 1): it is signed with key"

@@ -34,10 +34,8 @@ fn era(term: u64, timeline: u32, start: u64) -> Era {
     }
 }
 
-/// Found on the test bed: another look at the votes while it was cut off from its source made a coordinator fetch
-/// again what it had, from an upstream that the cut took away; the round ran out, and the writers waited three seconds.
-#[test]
-fn a_coordinator_that_has_caught_up_fetches_nothing_while_it_is_cut_off() {
+/// One that has followed `a` up to 100.
+fn standby(me: &'static str) -> Node<&'static str> {
     let durable = Durable {
         promised: 1,
         coordinator: Some("a"),
@@ -45,8 +43,16 @@ fn a_coordinator_that_has_caught_up_fetches_nothing_while_it_is_cut_off() {
         history: vec![era(1, 1, 0)],
         ..Durable::default()
     };
-    let mut b = Node::new("b", durable, Timing::new(3_000), 0, 7);
-    let _ = b.step(0, Event::Standby { end: 100 });
+    let mut node = Node::new(me, durable, Timing::new(3_000), 0, 7);
+    let _ = node.step(0, Event::Standby { end: 100 });
+    node
+}
+
+/// Found on the test bed: another look at the votes while it was cut off from its source made a coordinator fetch
+/// again what it had, from an upstream that the cut took away; the round ran out, and the writers waited three seconds.
+#[test]
+fn a_coordinator_that_has_caught_up_fetches_nothing_while_it_is_cut_off() {
+    let mut b = standby("b");
     let _ = b.step(10_000, Event::Dead("a"));
     let mut now = 10_000;
     let mut asked = None;
@@ -106,15 +112,7 @@ fn a_coordinator_that_has_caught_up_fetches_nothing_while_it_is_cut_off() {
 /// before that was done, and it never answered: three minutes without a primary.
 #[test]
 fn a_voter_that_is_asked_again_cuts_once_and_answers_each_time_after_that() {
-    let durable = Durable {
-        promised: 1,
-        coordinator: Some("a"),
-        configuration: Some(configuration()),
-        history: vec![era(1, 1, 0)],
-        ..Durable::default()
-    };
-    let mut c = Node::new("c", durable, Timing::new(3_000), 0, 7);
-    let _ = c.step(0, Event::Standby { end: 100 });
+    let mut c = standby("c");
     let ask = || Event::Message {
         from: "b",
         message: Message::RequestVote {

@@ -19,14 +19,7 @@ impl Agent {
     }
 
     pub(super) fn slots(&self) -> Vec<String> {
-        let others = self.store.as_ref().map_or_else(BTreeSet::new, |s| {
-            sync::others(
-                &self.config.store,
-                &self.config.instance,
-                &store::listed(s),
-                store::desired(s),
-            )
-        });
+        let others = store::others(self.store.as_deref(), &self.config);
         others.iter().map(|o| settings::slot(o)).collect()
     }
 

@@ -144,6 +144,21 @@ impl NamedKey {
 pub struct SigningKey(Ed25519KeyPair);
 
 impl SigningKey {
+    /// One whose every byte is this, without the public half, as OpenSSL writes it.
+    #[cfg(test)]
+    #[allow(
+        clippy::unwrap_used,
+        reason = "a test that can't go on should say so and stop"
+    )]
+    pub(crate) fn of_seed(seed: u8) -> Self {
+        let mut der = vec![
+            0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22,
+            0x04, 0x20,
+        ];
+        der.extend([seed; 32]);
+        Self::from_pem(&pem::encode(&pem::Pem::new("PRIVATE KEY", der))).unwrap()
+    }
+
     /// From PEM (PKCS #8), as `openssl genpkey -algorithm ed25519` writes it.
     ///
     /// # Errors

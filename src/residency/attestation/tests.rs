@@ -16,16 +16,6 @@ use crate::api::region::{NodeWitnesses, RegionSpec};
 use crate::api::{Region, ResidencyPolicy, labels};
 use crate::residency::{NodeFacts, Permissions};
 
-fn key(seed: u8) -> SigningKey {
-    // PKCS #8 without the public half, as OpenSSL writes it.
-    let mut der = vec![
-        0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04,
-        0x20,
-    ];
-    der.extend([seed; 32]);
-    SigningKey::from_pem(&pem::encode(&pem::Pem::new("PRIVATE KEY", der))).unwrap()
-}
-
 fn region(name: &str) -> Region {
     Region::new(
         name,
@@ -319,7 +309,7 @@ impl Log {
 
 /// Six entries: the second says the same as the first, the fourth introduces another key.
 fn log() -> Log {
-    let (old, new) = (key(1), key(2));
+    let (old, new) = (SigningKey::of_seed(1), SigningKey::of_seed(2));
     let mut log = Log::default();
     log.add(good(), 0, &old, None);
     log.add(good(), 1, &old, None);
@@ -350,7 +340,7 @@ fn a_chain_holds_over_a_change_of_keys_and_repeats_say_what_they_repeat() {
 
 #[test]
 fn an_unchanged_store_is_still_said_in_full_once_a_day() {
-    let one = key(1);
+    let one = SigningKey::of_seed(1);
     let mut log = Log::default();
     for hour in 0..50 {
         log.add(good(), hour, &one, None);
@@ -368,7 +358,10 @@ fn an_unchanged_store_is_still_said_in_full_once_a_day() {
 fn only_given_or_introduced_keys_are_trusted() {
     let export = log().export();
     let with = |keys: &[u8]| {
-        let keys = keys.iter().map(|k| key(*k).public().id()).collect();
+        let keys = keys
+            .iter()
+            .map(|k| SigningKey::of_seed(*k).public().id())
+            .collect();
         let known = Known {
             keys,
             ..Known::default()
@@ -383,22 +376,31 @@ fn only_given_or_introduced_keys_are_trusted() {
     }
     // A key that was lost: the chain goes on with another that nobody introduced.
     let mut lost = Log::default();
-    lost.add(good(), 0, &key(1), None);
-    lost.add(good(), 1, &key(2), None);
+    lost.add(good(), 0, &SigningKey::of_seed(1), None);
+    lost.add(good(), 1, &SigningKey::of_seed(2), None);
     let why = holds(&lost.export()).unwrap_err();
     assert!(
         why.contains("entry 2 ") && why.contains("lost its key"),
         "{why}"
     );
     let both = Known {
-        keys: [key(1).public().id(), key(2).public().id()].into(),
+        keys: [
+            SigningKey::of_seed(1).public().id(),
+            SigningKey::of_seed(2).public().id(),
+        ]
+        .into(),
         ..Known::default()
     };
     assert!(verify(&lost.export(), &both).is_ok());
     // The old key may sign nothing once another is introduced.
     let mut back = Log::default();
-    back.add(good(), 0, &key(1), Some(&key(2)));
-    back.add(good(), 1, &key(1), None);
+    back.add(
+        good(),
+        0,
+        &SigningKey::of_seed(1),
+        Some(&SigningKey::of_seed(2)),
+    );
+    back.add(good(), 1, &SigningKey::of_seed(1), None);
     assert!(holds(&back.export()).is_err());
 }
 
@@ -431,8 +433,8 @@ fn the_end_can_be_cut_off_unless_the_head_is_known() {
 fn entries_of_two_stores_or_chains_do_not_mix() {
     let mut export = log().export();
     let mut other = Log::default();
-    other.add(seen(&["us-west"], |_| {}), 0, &key(1), None);
-    other.add(good(), 1, &key(1), None);
+    other.add(seen(&["us-west"], |_| {}), 0, &SigningKey::of_seed(1), None);
+    other.add(good(), 1, &SigningKey::of_seed(1), None);
     export.entries[1] = other.entries[1].clone();
     assert!(holds(&export).unwrap_err().starts_with("entry 2 "));
 }
@@ -440,7 +442,7 @@ fn entries_of_two_stores_or_chains_do_not_mix() {
 #[test]
 fn an_entry_is_due_on_change_hourly_and_at_once_if_something_is_outside() {
     let mut log = Log::default();
-    log.add(good(), 0, &key(1), None);
+    log.add(good(), 0, &SigningKey::of_seed(1), None);
     let at = |seconds: i64| START + SignedDuration::from_secs(seconds);
     let last = log.tail.as_ref();
     let unknown = seen(&["us-west", "us-east"], |e| e.bound[1].1 = "x".into());
@@ -459,13 +461,18 @@ fn an_entry_is_due_on_change_hourly_and_at_once_if_something_is_outside() {
     ] {
         assert_eq!(due(last, content, at(seconds)), is, "{seconds}");
     }
-    log.add(outside.clone(), 1, &key(1), None);
+    log.add(outside.clone(), 1, &SigningKey::of_seed(1), None);
     let after = |s: i64| START + SignedDuration::from_secs(3600 + s);
     assert!(!due(log.tail.as_ref(), &outside, after(1)));
     assert!(!due(log.tail.as_ref(), &good(), after(1)));
     assert!(due(log.tail.as_ref(), &good(), after(31)));
     // A change of keys is completed at once.
-    log.add(good(), 2, &key(1), Some(&key(2)));
+    log.add(
+        good(),
+        2,
+        &SigningKey::of_seed(1),
+        Some(&SigningKey::of_seed(2)),
+    );
     assert!(due(log.tail.as_ref(), &good(), after(3601)));
 }
 
@@ -600,15 +607,15 @@ fn the_largest_store_leaves_room_for_days() {
     let content = judge(&evidence);
     assert_eq!(content.verdict, Verdict::Outside);
     let mut log = Log::default();
-    log.add(content.clone(), 0, &key(1), None);
-    log.add(content, 1, &key(1), None);
+    log.add(content.clone(), 0, &SigningKey::of_seed(1), None);
+    log.add(content, 1, &SigningKey::of_seed(1), None);
     let size = |i: usize| serde_json::to_string(&log.entries[i]).unwrap().len();
     let day = size(0) + 23 * size(1);
     assert!(size(0) < chain::BUDGET / 2, "{} bytes", size(0));
     assert!(size(1) < 1_500, "{} bytes", size(1));
     assert!(chain::BUDGET / day >= 2, "{day} bytes a day");
     let mut usual = Log::default();
-    usual.add(good(), 0, &key(1), None);
+    usual.add(good(), 0, &SigningKey::of_seed(1), None);
     let text = serde_json::to_string(&usual.entries[0]).unwrap();
     let day = text.len() + 23 * size(1);
     assert!(chain::BUDGET / day >= 14, "{day} bytes a day");
