@@ -105,7 +105,15 @@ pub(super) struct Outcome<I: Id> {
 }
 
 impl<I: Id> Node<I> {
+    /// Asks for votes in `term`, its own like any other's: cut, write down, then count it. The others are asked at once,
+    /// since between regions a way takes longer than a cut. Whatever they promise is counted only after that; should this
+    /// instance end before, they have promised a term to nobody.
     pub(super) fn elect(&mut self, now: Millis, term: Term) {
+        self.begin_election(now, term, false);
+        self.ask_votes(now);
+    }
+
+    pub(super) fn begin_election(&mut self, now: Millis, term: Term, accept_loss: bool) {
         let term = term.max(self.durable.promised + 1);
         self.note_term(term);
         let farewell = self.farewell.as_ref().map(|(term, _)| *term);
@@ -116,9 +124,8 @@ impl<I: Id> Node<I> {
             since: now,
             asked: now,
             farewell,
-            accept_loss: false,
+            accept_loss,
         }));
-        // Its own vote like any other's: cut, write down, then count it.
         self.cut(Pending::Vote {
             term,
             to: self.me.clone(),
@@ -148,7 +155,6 @@ impl<I: Id> Node<I> {
         if election.accept_loss {
             return self.propose_alone(now);
         }
-        self.ask_votes(now);
         self.weigh(now);
     }
 
@@ -188,11 +194,8 @@ impl<I: Id> Node<I> {
             self.note_configuration(c);
         }
         match &mut self.role {
-            // Only once this instance has itself promised: its own vote comes first.
             Role::Electing(election)
-                if election.term == term
-                    && matches!(election.phase, Phase::Voting { .. })
-                    && election.votes.contains_key(&self.me) =>
+                if election.term == term && matches!(election.phase, Phase::Voting { .. }) =>
             {
                 let ballot = Ballot {
                     copy,
@@ -255,7 +258,7 @@ impl<I: Id> Node<I> {
                 "too few of those that hold every acknowledged commit answer",
             ),
             Phase::Voting { .. } => {
-                if ask && election.votes.contains_key(&self.me) {
+                if ask && !election.accept_loss {
                     self.ask_votes(now);
                 }
                 self.weigh(now);
@@ -349,9 +352,9 @@ impl<I: Id> Node<I> {
         let Phase::Voting { enough } = election.phase else {
             return;
         };
-        if self.cutting > 0 {
-            // What this instance voted says no longer where its copy ends: it would fetch once more what it has, from
-            // an upstream that the cut then takes from it, and wait for that in vain.
+        if self.cutting > 0 || !election.votes.contains_key(&self.me) {
+            // It hasn't promised itself yet. Or what it voted says no longer where its copy ends: it would fetch once
+            // more what it has, from an upstream that the cut then takes from it, and wait for that in vain.
             return;
         }
         let outcome = match self.outcome(election) {
@@ -454,13 +457,15 @@ impl<I: Id> Node<I> {
         let Some(basis) = self.outcome(election).ok().flatten().map(|o| o.basis) else {
             return;
         };
+        // As they will judge by themselves: with the era to come, the oldest may be forgotten.
+        let planned = self.planned(election.term);
         let mut level = BTreeSet::new();
         let mut behind = BTreeSet::new();
         for id in basis.copies().filter(|id| **id != self.me) {
             let Some(copy) = election.votes.get(id).and_then(|b| b.copy.as_ref()) else {
                 continue;
             };
-            if relation(&copy.history, copy.end, &own.history) != Relation::Prefix {
+            if relation(&copy.history, copy.end, &planned) != Relation::Prefix {
                 continue;
             }
             if copy.end == own.end || self.errs(Mistake::LaggardsAreMembers) {

@@ -213,10 +213,8 @@ impl<I: Id> Node<I> {
         self.durable.rebuilding = false;
         // Far above whatever an election that this instance hasn't heard of may have used.
         let term = self.highest.max(self.durable.promised) + 1_000;
-        self.elect(now, term);
-        if let Role::Electing(election) = &mut self.role {
-            election.accept_loss = true;
-        }
+        // Nobody else is asked.
+        self.begin_election(now, term, true);
     }
 
     pub(super) fn propose_alone(&mut self, now: Millis) {

@@ -74,9 +74,13 @@ fn a_coordinator_that_has_caught_up_fetches_nothing_while_it_is_cut_off() {
     let from = |message| Event::Message { from: "c", message };
     let effects = b.step(now, from(granted));
     assert!(effects.contains(&Effect::Cut), "{effects:?}");
-    let effects = b.step(now, Event::Cut { end: Some(100) });
     let requested = |e: &Effect<_>| matches!(e, Effect::Send("c", Message::RequestVote { .. }));
     assert!(effects.iter().any(requested), "{effects:?}");
+    let effects = b.step(now, Event::Cut { end: Some(100) });
+    assert!(
+        effects.iter().any(|e| matches!(e, Effect::Persist(_))),
+        "{effects:?}"
+    );
 
     // The other has more.
     let vote = Message::Vote {
@@ -165,4 +169,55 @@ fn a_voter_that_is_asked_again_cuts_once_and_answers_each_time_after_that() {
     );
     assert!(effects.contains(&Effect::Follow("b")), "{effects:?}");
     assert!(!c.step(10_240, ask()).contains(&Effect::Cut));
+}
+
+/// Others are asked while this one is still being cut; what they answer meanwhile is kept, and counts once this one has
+/// promised itself.
+#[test]
+fn a_vote_that_comes_before_the_own_one_waits_for_it() {
+    let mut b = standby("b");
+    let now = 10_000;
+    let gone = Message::Farewell {
+        term: 1,
+        successor: Some("b"),
+    };
+    let effects = b.step(
+        now,
+        Event::Message {
+            from: "a",
+            message: gone,
+        },
+    );
+    assert!(effects.contains(&Effect::Cut), "{effects:?}");
+    let term = effects
+        .iter()
+        .find_map(|e| match e {
+            Effect::Send("c", Message::RequestVote { term, .. }) => Some(*term),
+            _ => None,
+        })
+        .expect("it asks at once");
+    let vote = Message::Vote {
+        term,
+        copy: Some(Copy {
+            end: 100,
+            history: vec![era(1, 1, 0)],
+        }),
+        configuration: Some(configuration()),
+    };
+    let effects = b.step(
+        now + 5,
+        Event::Message {
+            from: "c",
+            message: vote,
+        },
+    );
+    assert_eq!(effects, [], "it has promised nothing yet");
+    let effects = b.step(now + 10, Event::Cut { end: Some(100) });
+    let at = |found: fn(&Effect<&'static str>) -> bool| effects.iter().position(found);
+    let promised = at(|e| matches!(e, Effect::Persist(d) if d.coordinator == Some("b")));
+    let proposed = at(|e| matches!(e, Effect::Send("c", Message::Accept { .. })));
+    assert!(
+        promised.is_some() && promised < proposed,
+        "{promised:?} {proposed:?} {effects:?}"
+    );
 }
