@@ -452,7 +452,8 @@ async fn an_older_postgresql_serves_and_another_major_version_is_refused() -> Re
     ensure!(message.contains("PostgreSQL 15"), "{message}");
     ensure!(
         condition(&store, "Available").is_some_and(|c| c.0 == "True"),
-        "it serves all the while"
+        "it serves all the while: {:#}",
+        store.data["status"]
     );
     scope
         .sql(

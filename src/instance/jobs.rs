@@ -124,6 +124,7 @@ pub async fn clone(
             cert: dir.join("tls.crt"),
             key: dir.join("tls.key"),
             timeout_seconds: from.timeout_seconds,
+            direct_tls: tools.programs.major >= conninfo::DIRECT_TLS_SINCE,
         },
     );
     let mut command = programs::command(&tools.programs.dir, "pg_basebackup");

@@ -20,6 +20,8 @@ const LINE_MAX: usize = 8 << 10;
 const WAL_GONE_FRESH: Duration = Duration::from_secs(30);
 /// Clients' errors that are logged per second; the others are counted.
 const CLIENT_LINES_PER_SECOND: u32 = 10;
+/// What receivers say per second: one whose upstream refuses it tries again ten times in that.
+const RECEIVER_LINES_PER_SECOND: u32 = 2;
 
 /// What the log told that the manager acts on.
 #[derive(Debug, Default)]
@@ -161,7 +163,8 @@ fn own_process(backend: &str) -> bool {
 pub async fn relay(from: impl AsyncRead + Unpin, signs: Arc<Signs>) {
     let mut reader = BufReader::with_capacity(4 << 10, from);
     let mut line = Vec::with_capacity(256);
-    let mut budget = Budget::default();
+    let mut budget = Budget::of(CLIENT_LINES_PER_SECOND);
+    let mut receivers = Budget::of(RECEIVER_LINES_PER_SECOND);
     // Whether lines that continue a record may be passed on.
     let mut open = false;
     // Until PostgreSQL's own log begins, what comes is the loader's. Later it can be a dump of memory
@@ -180,7 +183,9 @@ pub async fn relay(from: impl AsyncRead + Unpin, signs: Arc<Signs>) {
                 begun = true;
                 signs.note(&record);
                 open = own_process(record.backend);
-                if open {
+                if record.backend == "walreceiver" && !receivers.take() {
+                    open = false;
+                } else if open {
                     emit(&record, record.text);
                 } else {
                     on_behalf_of_a_client(&record, &signs, &mut budget);
@@ -220,7 +225,7 @@ fn emit(r: &Record<'_>, text: &str) {
             error!(target: "postgres", pid, code, backend, severity = r.severity, "{text}");
         }
         "WARNING" => warn!(target: "postgres", pid, code, backend, "{text}"),
-        // Twice a second, as long as a standby has no upstream.
+        // Again and again, as long as a standby has no upstream.
         "LOG" if text.starts_with("waiting for WAL to become available") => {
             debug!(target: "postgres", pid, code, backend, "{text}");
         }
@@ -229,21 +234,30 @@ fn emit(r: &Record<'_>, text: &str) {
     }
 }
 
-#[derive(Default)]
 struct Budget {
+    per_second: u32,
     second: Option<Instant>,
     left: u32,
     suppressed: u64,
 }
 
 impl Budget {
+    fn of(per_second: u32) -> Self {
+        Self {
+            per_second,
+            second: None,
+            left: 0,
+            suppressed: 0,
+        }
+    }
+
     fn take(&mut self) -> bool {
         if self
             .second
             .is_none_or(|s| s.elapsed() >= Duration::from_secs(1))
         {
             self.second = Some(Instant::now());
-            self.left = CLIENT_LINES_PER_SECOND;
+            self.left = self.per_second;
         }
         let granted = self.left > 0;
         self.left = self.left.saturating_sub(1);

@@ -108,6 +108,8 @@ pub struct Manager {
     pub(super) stopping: Option<Instant>,
     pub(super) session: Option<Session>,
     pub(super) vitals: Option<Vitals>,
+    /// When those were asked for.
+    pub(super) asked: Option<Instant>,
     pub(super) served_since: Option<Instant>,
     pub(super) starts_in_vain: u32,
     pub(super) job: Option<Job>,
@@ -215,6 +217,7 @@ impl Manager {
             stopping: None,
             session: None,
             vitals: None,
+            asked: None,
             served_since: None,
             starts_in_vain: 0,
             job: None,

@@ -203,8 +203,10 @@ impl Manager {
             }
         }
         let Some(session) = &self.session else { return };
+        let asked = Instant::now();
         match vitals::look(session).await {
             Ok(vitals) => {
+                self.asked = Some(asked);
                 if let Some(postgres) = &mut self.postgres
                     && postgres.mode() == Mode::Standby
                     && !vitals.in_recovery

@@ -28,11 +28,11 @@ use anyhow::{Context as _, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::conninfo::{Downstream, Upstream};
+use super::conninfo::{self, Downstream, Upstream};
 use super::proc::{self, Proc};
 use super::{files, settings, tls};
 
-/// Lets the standby stream from `to`. Takes effect with the next reload.
+/// Lets the standby stream from `to`. Takes effect with the next reload. `major` is the database cluster's version.
 ///
 /// # Errors
 /// As the file system's.
@@ -43,6 +43,7 @@ pub fn follow(
     voter: &str,
     instance: &str,
     timeout_seconds: u32,
+    major: Option<u32>,
 ) -> io::Result<()> {
     certificate.install_client(run)?;
     let dir = tls::client_dir(run);
@@ -53,6 +54,7 @@ pub fn follow(
         cert: dir.join("tls.crt"),
         key: dir.join("tls.key"),
         timeout_seconds,
+        direct_tls: major.is_some_and(|major| major >= conninfo::DIRECT_TLS_SINCE),
     };
     let text = settings::upstream(Some((to, &down)), &settings::slot(instance));
     files::replace(

@@ -21,8 +21,8 @@ pub struct Facts<'a> {
     pub vitals: Option<&'a Vitals>,
     /// The primary's name.
     pub primary: Option<&'a str>,
-    /// The synchronous rule that is to be in force.
-    pub rule: &'a str,
+    /// The synchronous rule that was in force when PostgreSQL was asked; none if it was being changed.
+    pub rule: Option<&'a str>,
     /// Whether a majority has it for the primary.
     pub serving: bool,
     /// A receiver that is silent for longer isn't streaming.
@@ -104,8 +104,15 @@ fn role_and_readiness(facts: &Facts<'_>) -> (InstanceRole, Result<(), String>) {
     }
 }
 
+/// Whether PostgreSQL goes by its rule. While one takes the place of another, it goes by one of the two, and whichever
+/// that is holds what has been acknowledged.
+#[must_use]
+pub fn in_force(vitals: &Vitals, rule: Option<&str>) -> bool {
+    rule.is_none_or(|rule| rule == vitals.sync_names)
+}
+
 fn primary_ready(facts: &Facts<'_>, vitals: &Vitals) -> Result<(), String> {
-    if vitals.sync_names == facts.rule {
+    if in_force(vitals, facts.rule) {
         Ok(())
     } else {
         Err(
@@ -156,7 +163,7 @@ mod tests {
             step,
             vitals,
             primary: Some("s-1"),
-            rule: "ANY 1 (\"s-2\")",
+            rule: Some("ANY 1 (\"s-2\")"),
             serving: true,
             silence: Duration::from_secs(6),
             trouble: Some("it crashed"),
@@ -178,6 +185,8 @@ mod tests {
         );
         vitals.sync_names.clear();
         assert!(judge_of(&step, Some(&vitals), &[]).ready.is_err());
+        // Its successor, asked for while it was being put in force.
+        assert!(in_force(&vitals, None));
         vitals.in_recovery = true;
         assert_eq!(
             judge_of(&step, Some(&vitals), &[]).role,

@@ -59,7 +59,11 @@ fn story(view: &View, instance: &str) -> Option<LastFailover> {
 impl Manager {
     pub(super) fn report(&mut self, step: &Step) {
         let view = self.agent.view.borrow().clone();
-        let rule = view.rule.clone();
+        let asked = self.asked;
+        let rule = view
+            .ruled
+            .filter(|since| asked.is_some_and(|asked| asked >= *since))
+            .map(|_| view.rule.as_str());
         let mut notes = self.notes();
         notes.extend(plan::complaint(&self.seen()));
         let streaming = self.streaming();
@@ -92,13 +96,16 @@ impl Manager {
             step,
             vitals: self.vitals.as_ref(),
             primary,
-            rule: &rule,
+            rule,
             serving: view.serving,
             silence: Duration::from_secs(u64::from(silence)),
             trouble: trouble.as_deref(),
             notes: &notes,
         });
-        let in_force = self.vitals.as_ref().is_some_and(|v| v.sync_names == rule);
+        let in_force = self
+            .vitals
+            .as_ref()
+            .is_some_and(|v| report::in_force(v, rule));
         let is_primary = verdict.role == InstanceRole::Primary;
         let durable =
             is_primary && configuration.is_some_and(|c| sync::durable(c, in_force, &streaming));

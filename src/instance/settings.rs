@@ -186,7 +186,8 @@ fn fixed(input: &Input<'_>) -> Vec<(&'static str, String)> {
         ("full_page_writes", "on"),
         ("synchronous_commit", "on"),
         ("wal_receiver_status_interval", "1s"),
-        ("wal_retrieve_retry_interval", "500ms"),
+        // A follower that came before its upstream was promoted waits so long before it asks for the new timeline.
+        ("wal_retrieve_retry_interval", "100ms"),
         ("recovery_target_timeline", "latest"),
         // A crash ends the postmaster, so that the manager sees and counts it.
         ("restart_after_crash", "off"),

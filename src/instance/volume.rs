@@ -195,6 +195,13 @@ pub fn content(data: &Path) -> Content {
     }
 }
 
+/// The major version of the database cluster in `data`, if it says one.
+#[must_use]
+pub fn major(data: &Path) -> Option<u32> {
+    let text = files::read_bounded(&data.join("PG_VERSION"), 64).ok()??;
+    String::from_utf8_lossy(&text).trim().parse().ok()
+}
+
 /// PostgreSQL's identifier of the database cluster: the first eight bytes of its control file, in every
 /// version, in the machine's byte order.
 fn system_identifier(data: &Path) -> io::Result<Option<String>> {

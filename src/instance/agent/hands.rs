@@ -23,6 +23,7 @@ use crate::instance::receiver;
 use crate::instance::session::Session;
 use crate::instance::sync;
 use crate::instance::tls::Certificate;
+use crate::instance::volume;
 
 /// Between two looks at something that takes a few milliseconds.
 const GLANCE: Duration = Duration::from_millis(1);
@@ -260,6 +261,7 @@ impl Hands {
             &self.me,
             if slot { &self.instance } else { "" },
             timeout_seconds,
+            volume::major(&self.data),
         )?;
         proc::reload(process.pid);
         info!(upstream = upstream.name, address = %upstream.address, "follows");

@@ -151,6 +151,10 @@ struct Agent {
     since: BTreeMap<String, Instant>,
     following: Option<Upstream>,
     rule: String,
+    /// Since when PostgreSQL enforces it.
+    ruled: Instant,
+    /// PostgreSQL didn't take the last one.
+    unruly: bool,
     story: Failover,
     last: Option<Failover>,
     stuck: Option<String>,
@@ -236,6 +240,8 @@ pub fn start(
         since: BTreeMap::new(),
         following: None,
         rule: sync::NOBODY.to_owned(),
+        ruled: Instant::now(),
+        unruly: false,
         story: Failover::default(),
         last: None,
         stuck: None,
@@ -265,6 +271,7 @@ fn view_of(node: &Node<String>, me: &str) -> View {
         source: None,
         following: None,
         rule: sync::NOBODY.to_owned(),
+        ruled: None,
         rebuilding: node.durable().rebuilding,
         fenced: false,
         stuck: None,
@@ -319,6 +326,12 @@ impl Agent {
             Role::PreVoting { .. } | Role::Electing(_) => false,
         };
         !settled || !self.queue.is_empty()
+    }
+
+    /// PostgreSQL is being given another rule: until that is done, it may go by either.
+    fn ruling(&self) -> bool {
+        let enforces = |op: &Op| matches!(op, Op::Enforce(_));
+        self.queue.iter().any(enforces) || self.running.as_ref().is_some_and(|r| enforces(&r.op))
     }
 
     async fn step(&mut self, event: Event<String>) {
@@ -380,6 +393,7 @@ impl Agent {
             source,
             following: self.following.clone(),
             rule: self.rule.clone(),
+            ruled: (self.unruly || !self.ruling()).then_some(self.ruled),
             fenced: self.fence,
             stuck: self.why_stuck(),
             failover: self.last.clone(),

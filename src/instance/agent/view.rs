@@ -4,6 +4,7 @@
 //! copies what [`View::wanted`] says.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use jiff::Timestamp;
 
@@ -57,6 +58,8 @@ pub struct View {
     pub following: Option<Upstream>,
     /// What PostgreSQL enforces, as `synchronous_standby_names`.
     pub rule: String,
+    /// Since when; none while another is being put in its place.
+    pub ruled: Option<Instant>,
     /// Its copy doesn't count as data.
     pub rebuilding: bool,
     /// Fenced by hand.

@@ -114,6 +114,8 @@ impl Agent {
             }
             Done::Enforced(rule, position) => {
                 self.rule = sync::render(&rule);
+                self.ruled = Instant::now();
+                self.unruly = false;
                 self.answered = Instant::now();
                 Some(Event::Enforced { rule, position })
             }
@@ -171,6 +173,7 @@ impl Agent {
             self.end().await;
             return None;
         }
+        self.unruly |= what == "enforce";
         if what == "enforce"
             && let Role::Primary(primary) = self.node.role()
         {

@@ -142,6 +142,7 @@ fn the_upstream_file() {
         cert: "/t".into(),
         key: "/k".into(),
         timeout_seconds: 6,
+        direct_tls: true,
     };
     let text = upstream(Some((&up, &down)), "s_2");
     assert!(text.contains("primary_conninfo = 'host=''s-1'' hostaddr=''10.0.0.1''"));
