@@ -390,10 +390,16 @@ impl Scope {
         pods.delete(name, &params).await?;
         tokio::time::timeout(
             PATIENCE,
-            wait_for(pods, name, |pod| pod.uid() != old && pod.spec.is_some()),
+            wait_for(pods, name, |pod| {
+                let conditions = pod
+                    .status
+                    .iter()
+                    .flat_map(|s| s.conditions.iter().flatten());
+                pod.uid() != old && { conditions }.any(|c| c.type_ == "Ready" && c.status == "True")
+            }),
         )
         .await
-        .with_context(|| format!("no new pod {name} after {PATIENCE:?}"))?
+        .with_context(|| format!("no new pod {name} that is ready after {PATIENCE:?}"))?
     }
 
     /// Names of this namespace's objects of a kind that belong to a store.
