@@ -320,7 +320,10 @@ async fn a_bad_parameter_costs_itself_and_nothing_else() {
             node.stop().await;
             node = bed.start(1);
             until("a restart leaves the higher", async || {
-                node.app_sql("SHOW max_connections").await == Ok("120".into())
+                // Only once promoted has it written down what it runs with.
+                let asked =
+                    "SELECT current_setting('max_connections') || ' ' || pg_is_in_recovery()";
+                node.app_sql(asked).await == Ok("120 false".into())
             })
             .await;
             if let Some(message) = message {
