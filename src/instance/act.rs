@@ -165,8 +165,11 @@ impl Manager {
 
     /// PostgreSQL ended.
     pub(super) fn ended(&mut self, status: Option<ExitStatus>) {
-        let by_agent = self.agent.server.ended();
-        let _ = self.agent.input.send(Input::Ended { by_agent });
+        let (postmaster, by_agent) = self.agent.server.ended();
+        let _ = self.agent.input.send(Input::Ended {
+            postmaster,
+            by_agent,
+        });
         let asked = self.stopping.take().is_some() || by_agent;
         let served = self.served_since.take();
         self.postgres = None;

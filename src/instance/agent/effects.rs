@@ -52,17 +52,21 @@ impl Agent {
 
     /// PostgreSQL ended, or is to: none of it is left before anybody is told that it's gone. Its processes may
     /// outlive their postmaster, and answer clients.
-    pub(super) async fn end(&mut self) {
+    pub(super) async fn end(&mut self, postmaster: Option<Proc>) {
         if self.queue.contains(&Op::Cut) || self.running.as_ref().is_some_and(|r| r.op == Op::Cut) {
             // It makes sure of the same.
             return;
         }
         self.queue.clear();
-        self.give_up_running(&Op::End).await;
-        if self.running.is_none() {
-            self.queue.push_back(Op::End);
-            self.begin_next();
+        let end = Op::End(postmaster);
+        match &self.running {
+            Some(running) if running.op == end => return,
+            // Of an earlier one: it goes on to its own end.
+            Some(Running { op: Op::End(_), .. }) => {}
+            _ => self.give_up_running(&end).await,
         }
+        self.queue.push_back(end);
+        self.begin_next();
     }
 
     /// There is no primary to guard any more, as a process.

@@ -5,19 +5,19 @@
 //! Never: decides; answers that something is cut while a process lives that could still acknowledge.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use super::server::Server;
 use super::wal;
 use crate::failover::{Lsn, Rule, Streaming};
 use crate::instance::conninfo::Upstream;
-use crate::instance::kill::{self, Family};
+use crate::instance::kill;
 use crate::instance::proc::{self, Proc};
 use crate::instance::receiver;
 use crate::instance::session::Session;
@@ -33,59 +33,6 @@ const CUT_LIMIT: Duration = Duration::from_millis(1500);
 const SETTLE_LIMIT: Duration = Duration::from_millis(800);
 /// How long a walsender may take to show that it has read a new rule, before it's ended. It reports every second.
 const RELOAD_LIMIT: Duration = Duration::from_millis(3500);
-
-/// PostgreSQL's process, as manager and agent share it.
-#[derive(Clone, Debug, Default)]
-pub struct Server(Arc<Mutex<State>>, Arc<AtomicBool>);
-
-#[derive(Debug, Default)]
-struct State {
-    family: Option<Family>,
-    /// It accepts writes, or may in a moment: it was promoted, or started as a primary.
-    leads: bool,
-}
-
-impl Server {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// It was started, on this data directory.
-    pub fn started(&self, pid: u32, data: &Path, leads: bool) {
-        self.1.store(false, Ordering::Relaxed);
-        *self.state() = State {
-            family: Proc::of(pid).map(|p| Family::on(p, data)),
-            leads,
-        };
-    }
-
-    /// It ended. Whether the agent had stopped it.
-    pub fn ended(&self) -> bool {
-        self.1.swap(false, Ordering::Relaxed)
-    }
-
-    /// Its process, while it lives.
-    #[must_use]
-    pub fn process(&self) -> Option<Proc> {
-        let state = self.state();
-        let process = state.family.as_ref()?.postmaster();
-        process.alive().then_some(process)
-    }
-
-    /// Whether it accepts writes, or may in a moment.
-    #[must_use]
-    pub fn leads(&self) -> bool {
-        self.state().leads
-    }
-
-    fn set_leads(&self) {
-        self.state().leads = true;
-    }
-
-    fn stops(&self) {
-        self.1.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Everything an operation needs.
 #[derive(Clone)]
@@ -152,19 +99,17 @@ impl Hands {
 
     /// Stops PostgreSQL at once, all of it.
     async fn stop_now(&self) -> anyhow::Result<()> {
-        self.stop_within(Duration::from_secs(10)).await
+        self.stop_within(None, Duration::from_secs(10)).await
     }
 
-    async fn stop_within(&self, limit: Duration) -> anyhow::Result<()> {
+    async fn stop_within(&self, only: Option<Proc>, limit: Duration) -> anyhow::Result<()> {
+        let Some(mut family) = self.server.stops(only) else {
+            return Ok(());
+        };
         // A session that is in use elsewhere was given up; PostgreSQL ends it.
         if let Ok(mut session) = self.session.try_lock() {
             *session = None;
         }
-        let family = self.server.state().family.clone();
-        let Some(mut family) = family else {
-            return Ok(());
-        };
-        self.server.stops();
         let took = kill::stop_now(&mut family, limit).await?;
         if !took.is_zero() {
             info!(
@@ -175,9 +120,10 @@ impl Hands {
         Ok(())
     }
 
-    /// Ends all of PostgreSQL. Whatever is left after `limit` is told to die, and does so before anything else.
-    pub async fn end(&self, limit: Duration) {
-        if let Err(e) = self.stop_within(limit).await {
+    /// Ends all of the PostgreSQL of this postmaster, not its successor's. Whatever is left after `limit` is told to
+    /// die, and does so before anything else.
+    pub async fn end(&self, postmaster: Proc, limit: Duration) {
+        if let Err(e) = self.stop_within(Some(postmaster), limit).await {
             warn!("{e:#}");
         }
     }
@@ -345,8 +291,8 @@ impl Hands {
             }
             *held = None;
         }
-        self.server.stops();
-        let Some(process) = self.server.process() else {
+        let stopped = self.server.stops(None).map(|f| f.postmaster());
+        let Some(process) = stopped.filter(Proc::alive) else {
             return wal::clean_end(&self.data);
         };
         let _ = process.signal(nix::sys::signal::Signal::SIGINT);

@@ -13,6 +13,7 @@ pub mod hands;
 mod keep;
 pub mod names;
 mod outside;
+pub mod server;
 mod view;
 pub mod wal;
 pub mod witness;
@@ -33,6 +34,7 @@ use super::clock::boottime_ms;
 use super::config::Config;
 use super::conninfo::Upstream;
 use super::peers::{PeerEvent, Peers, PeersConfig};
+use super::proc::Proc;
 use super::reaper::Children;
 use super::tls::Certificate;
 use super::watchdog::{self, Watchdog};
@@ -44,8 +46,9 @@ use crate::failover::{
     Timing, Wish,
 };
 use envelope::Envelope;
-use hands::{Hands, Server, Standbys};
+use hands::{Hands, Standbys};
 use keep::Keep;
+use server::Server;
 pub use view::{Failover, Input, View};
 use witness::{Facts, Said, Witness};
 
@@ -114,7 +117,7 @@ enum Op {
     Settle,
     Receive(String),
     Standbys(Duration),
-    End,
+    End(Option<Proc>),
 }
 
 struct Running {

@@ -84,11 +84,14 @@ impl Agent {
                 self.certificate.send_replace(Some(new));
             }
             Input::Started => self.looked = None,
-            Input::Ended { by_agent } => {
+            Input::Ended {
+                postmaster,
+                by_agent,
+            } => {
                 self.hands.session = Arc::default();
                 // One that this agent stopped itself is reported by the operation that stopped it.
                 if !by_agent {
-                    self.end().await;
+                    self.end(postmaster).await;
                 }
             }
             Input::Wiped => {

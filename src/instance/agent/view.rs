@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use crate::api::PrivacyDataStore;
 use crate::failover::{Configuration, History, Wanted};
 use crate::instance::conninfo::Upstream;
+use crate::instance::proc::Proc;
 use crate::instance::tls::Certificate;
 
 /// What the agent is told.
@@ -24,6 +25,8 @@ pub enum Input {
     Started,
     /// PostgreSQL ended.
     Ended {
+        /// This one: another may have been started since.
+        postmaster: Option<Proc>,
         /// This agent had stopped it.
         by_agent: bool,
     },

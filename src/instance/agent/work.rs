@@ -170,7 +170,7 @@ impl Agent {
         let serving = self.node.serving().is_some();
         if what == "promote" || (serving && self.answered.elapsed() >= self.patience()) {
             error!("PostgreSQL doesn't do what it is asked: ends it");
-            self.end().await;
+            self.end(self.hands.server.latest()).await;
             return None;
         }
         self.unruly |= what == "enforce";
@@ -224,8 +224,10 @@ async fn operate(hands: &Hands, op: Op, slots: &[String]) -> Done {
                 anyhow::anyhow!("PostgreSQL doesn't answer"),
             ),
         },
-        Op::End => {
-            hands.end(END_LIMIT).await;
+        Op::End(postmaster) => {
+            if let Some(postmaster) = postmaster {
+                hands.end(postmaster, END_LIMIT).await;
+            }
             Done::Ended
         }
     }
