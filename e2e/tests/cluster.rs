@@ -414,6 +414,100 @@ async fn without_a_lawful_node_a_store_waits_and_goes_nowhere_else() -> Result<(
 }
 
 #[tokio::test]
+async fn a_copy_whose_node_moves_abroad_is_stopped_and_made_again_inside() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-drift").await?;
+    let manifest = scope.manifest("consumers", &SAMPLE, |store| {
+        store["spec"]["deletionPolicy"] = json!("Retain");
+    });
+    scope.apply(&manifest).await?;
+    let store = scope.wait_ready("consumers").await?;
+    scope.client("east", "us-east-1", "consumers").await?;
+    scope
+        .client_sql("east", "create table seen as select 1 as id")
+        .await?;
+    let primary = store.data["status"]["primary"].as_str().unwrap_or_default();
+    let all = instances(&store)?;
+    let west = |i: &&Instance| i.region == "us-west" && i.name != primary;
+    let standby = all.iter().find(west).context("no standby in the west")?;
+    let label = |to: &str| {
+        let nodes: Api<Node> = Api::all(harness.client());
+        let patch = json!({ "metadata": { "labels": { "topology.kubernetes.io/region": to } } });
+        let node = standby.node.clone();
+        async move {
+            nodes
+                .patch(&node, &PatchParams::default(), &Patch::Merge(patch))
+                .await
+        }
+    };
+    let begin = tokio::time::Instant::now();
+    label("eu-central-1").await?;
+    let outcome = async {
+        let found = scope
+            .wait("consumers", PATIENCE, |s| {
+                condition(s, "Resident").is_some_and(|c| c.1 == "Outside")
+            })
+            .await?;
+        println!("found after {:.1} s", begin.elapsed().as_secs_f64());
+        let (_, _, message) = condition(&found, "Resident").context("no Resident condition")?;
+        ensure!(
+            message.contains(&format!(
+                "{} is on node {}: region eu-central is not permitted for Standby by ResidencyPolicy e2e-records (basis Policy: End-to-end tests)",
+                standby.name, standby.node
+            )),
+            "{message}"
+        );
+        let fenced = scope
+            .wait("consumers", PATIENCE, |s| {
+                condition(s, "Resident").is_some_and(|c| c.1 == "Fenced")
+            })
+            .await?;
+        println!("stopped after {:.1} s", begin.elapsed().as_secs_f64());
+        let (status, _, message) = condition(&fenced, "Resident").context("no Resident")?;
+        ensure!(status == "False" && message.contains("delete the claim"), "{message}");
+        let whole = scope
+            .wait("consumers", PATIENCE, |s| {
+                s.data["status"]["summary"] == "3/3"
+                    && instances(s).is_ok_and(|all| all.iter().all(|i| i.name != standby.name))
+            })
+            .await?;
+        println!("whole again after {:.1} s", begin.elapsed().as_secs_f64());
+        ensure!(
+            condition(&whole, "Resident").is_some_and(|c| c.1 == "Fenced"),
+            "the volume is still there, and that is said"
+        );
+        for i in instances(&whole)? {
+            ensure!(i.node != standby.node, "{} is on {}", i.name, i.node);
+            sql_until(&scope, &i.name, "select count(*) from seen", "1").await?;
+        }
+        for pod in scope.api::<Pod>().list(&ListParams::default()).await? {
+            let name = pod.name_any();
+            let node = pod.spec.and_then(|s| s.node_name).unwrap_or_default();
+            ensure!(node != standby.node, "{name} is on {node}");
+        }
+        scope
+            .api::<PersistentVolumeClaim>()
+            .get(&standby.name)
+            .await
+            .context("its volume is kept: only FenceAndErase erases")?;
+        anyhow::Ok(())
+    }
+    .await;
+    label("us-west-2").await?;
+    outcome?;
+    // Back inside, the copy is one too many, and is put away as any other that the spec doesn't ask for.
+    scope
+        .wait("consumers", PATIENCE, |s| {
+            ["Ready", "Resident"]
+                .iter()
+                .all(|kind| condition(s, kind).is_some_and(|c| c.0 == "True"))
+                && instances(s).is_ok_and(|all| all.len() == 3)
+        })
+        .await?;
+    scope.remove().await
+}
+
+#[tokio::test]
 async fn a_forbidden_region_is_refused_at_admission_with_policy_region_and_basis() -> Result<()> {
     let harness = Harness::attach().await?;
     let scope = harness.namespace("e2e-refused").await?;

@@ -49,6 +49,10 @@ pub mod reasons {
     pub const NO_LAWFUL_NODE: &str = "NoLawfulNode";
     /// A copy is where it may not be.
     pub const OUTSIDE: &str = "Outside";
+    /// A copy that was outside is stopped there; its volume is kept.
+    pub const FENCED: &str = "Fenced";
+    /// The volume of a copy outside was erased, as its policy says.
+    pub const ERASED: &str = "Erased";
     /// What was seen could not be signed or kept.
     pub const NOT_ATTESTED: &str = "NotAttested";
     /// The scheduler can't place a pod.

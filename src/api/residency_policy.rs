@@ -53,8 +53,8 @@ pub struct ResidencyPolicySpec {
     pub namespaces: Option<NamespaceSelector>,
 
     /// What is to happen to a copy that is found outside: Fence stops it and cuts its replication;
-    /// FenceAndErase also erases its volume, once another copy is durable. In this release such a copy is
-    /// reported (Resident=False) and not made again if it ends; it is not yet stopped.
+    /// FenceAndErase also deletes its volume claim, once another copy is durable (what becomes of the volume then is
+    /// its reclaim policy's). The last copy is stopped, never erased.
     #[serde(default)]
     pub on_violation: OnViolation,
 }

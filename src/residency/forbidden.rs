@@ -35,9 +35,10 @@ pub fn of_store<'a>(
     let mut found = Vec::new();
     // The store's own pass has looked at its pods and volumes; the entries say less once an instance is to go.
     let resident = status.and_then(|s| {
-        s.conditions
-            .iter()
-            .find(|c| c.type_ == conditions::RESIDENT && c.reason == reasons::OUTSIDE)
+        s.conditions.iter().find(|c| {
+            c.type_ == conditions::RESIDENT
+                && [reasons::OUTSIDE, reasons::FENCED].contains(&c.reason.as_str())
+        })
     });
     found.extend(resident.map(|c| format!("{name}: {}", c.message)));
     let entries = status.iter().flat_map(|s| &s.instances);

@@ -8,13 +8,14 @@
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
+use super::evict::Outside;
 use super::leader::{self, Leader};
 use super::lifecycle::{Farewell, ending, may_be_made, volume_lost};
 use super::observe::Observed;
 use super::plan::Instance;
 use super::requests::fenced;
 use super::validate::{Lawful, Problem};
-use super::verdicts::{available, durable, resident};
+use super::verdicts::{available, durable};
 use crate::api::conditions::{self, Verdict, reasons};
 use crate::api::labels;
 use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
@@ -87,7 +88,11 @@ fn kept(
     let leader = leader::of(&observed.store);
     let (primary, term) = (leader.map(|l| l.name), leader.map(|l| l.term));
     verdicts.push(available(observed, primary));
-    verdicts.push(resident(observed, None));
+    verdicts.push(Verdict::unknown(
+        conditions::RESIDENT,
+        reasons::UNKNOWN,
+        "not checked while the store is not worked on; see Ready",
+    ));
     verdicts.push(durable(observed, primary));
     Draft {
         verdicts,
@@ -198,6 +203,7 @@ pub fn assess(
     lawful: &Lawful,
     placement: &Placement,
     instances: &[Instance<'_>],
+    outside: &Outside,
     going: &Farewell,
     leader: Leader<'_>,
 ) -> Draft {
@@ -220,7 +226,7 @@ pub fn assess(
     let mut troubles: Vec<String> = Vec::new();
     troubles.extend(lawful.problems.iter().map(|p| p.message.clone()));
     troubles.extend(Some(no_node(observed, placement)).filter(|m| !m.is_empty()));
-    let residence = resident(observed, Some((lawful, primary)));
+    let residence = outside.verdict(lawful);
     if residence.status != Some(true) {
         troubles.push(residence.message.clone());
     }
@@ -273,7 +279,7 @@ pub fn assess(
             } else if gone {
                 reasons::VOLUME_LOST
             } else if residence.status == Some(false) {
-                reasons::OUTSIDE
+                residence.reason
             } else if !failed.is_empty() {
                 reasons::INSTANCE_FAILED
             } else if !placement.waiting.is_empty() {
@@ -357,7 +363,9 @@ fn entries(
         }
         let before = said.iter().find(|e| e.name == *name);
         let pod = observed.pods.iter().find(|p| p.name_any() == *name);
-        let label = pod.and_then(|p| p.labels().get(labels::REGION).cloned());
+        let claim = observed.claims.iter().find(|c| c.name_any() == *name);
+        let labelled = pod.map(|p| p.labels()).or(claim.map(|c| c.labels()));
+        let label = labelled.and_then(|l| l.get(labels::REGION).cloned());
         all.push(InstanceStatus {
             name: name.clone(),
             region: before.and_then(|e| e.region.clone()).or(label),

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::assess;
 use super::build::{self, Settings};
 use super::certificates;
+use super::evict::Outside;
 use super::found::initialised;
 use super::leader::{Leader, instance_of};
 use super::observe::Observed;
@@ -21,6 +22,7 @@ use crate::api::privacy_data_store::{DeletionPolicy, Durability, InstanceRole, I
 use crate::api::residency_policy::Data;
 use crate::api::{labels, names};
 use crate::placement::Placement;
+use crate::residency::locate;
 
 /// An instance's certificate.
 pub fn certify(
@@ -105,6 +107,7 @@ pub fn populate(
     match instance.pod {
         // A claim that is going away must go before its pod may use the name again.
         None if instance.claim.is_some_and(ending) => {}
+        None if stale_stamp(observed, &instance.place.region) => {}
         None => {
             let witnesses = witnesses(observed, &instance.place.region);
             let bound = instance.claim.is_some_and(bound);
@@ -167,6 +170,18 @@ fn witnesses(observed: &Observed, region: &str) -> BTreeMap<String, String> {
     found
         .map(|r| r.spec.nodes.labels.clone())
         .unwrap_or_default()
+}
+
+/// Whether a node carries the region's stamp and isn't there (any more): the scheduler would still take it. The stamp
+/// goes within a moment, and that change begins the next pass.
+fn stale_stamp(observed: &Observed, region: &str) -> bool {
+    let regions = || observed.regions.iter().map(AsRef::as_ref);
+    observed.nodes.iter().any(|n| {
+        n.labels
+            .get(labels::NODE_REGION)
+            .is_some_and(|r| r == region)
+            && locate(n, regions()).region() != Some(region)
+    })
 }
 
 /// On its way out.
@@ -274,7 +289,7 @@ pub fn renew(
     }
 }
 
-fn entry<'a>(observed: &'a Observed, name: &str) -> Option<&'a InstanceStatus> {
+pub(super) fn entry<'a>(observed: &'a Observed, name: &str) -> Option<&'a InstanceStatus> {
     let status = observed.store.status.as_ref()?;
     status.instances.iter().find(|e| e.name == name)
 }
@@ -326,9 +341,13 @@ impl Farewell {
         lawful: &Lawful,
         placement: &Placement,
         instances: &[Instance<'_>],
+        outside: &Outside,
         leader: Leader<'_>,
     ) -> Self {
-        let mut all = Self::default();
+        let mut all = Self {
+            leaving: outside.leaving(observed, lawful, instances, leader),
+            ..Self::default()
+        };
         if !lawful.problems.is_empty() {
             return all;
         }
@@ -370,7 +389,7 @@ impl Farewell {
 
 /// Whether the present primary still counts an instance among the voters, or may: what an earlier primary wrote
 /// says nothing of now. A store whose instances have agreed on nothing yet counts nobody.
-fn counted(observed: &Observed, leader: Leader<'_>, name: &str) -> bool {
+pub(super) fn counted(observed: &Observed, leader: Leader<'_>, name: &str) -> bool {
     let status = observed.store.status.as_ref();
     status
         .and_then(|s| s.configuration.as_ref())
@@ -449,19 +468,20 @@ pub fn retire(
     }
 }
 
-/// Only what the operator has made: somebody's own claim may carry a store's label too.
+/// What the operator has made: somebody's own claim may carry a store's label too.
+pub(super) fn ours(observed: &Observed, claim: &PersistentVolumeClaim) -> bool {
+    names::slot(&observed.store.name_any(), &claim.name_any()).is_some()
+        && claim
+            .labels()
+            .get(labels::MANAGED_BY)
+            .is_some_and(|v| v == labels::MANAGED_BY_VALUE)
+}
+
 fn delete_claims(observed: &Observed, chosen: impl Fn(&str) -> bool) -> Vec<Step> {
-    let store = observed.store.name_any();
-    let ours = |c: &&PersistentVolumeClaim| {
-        names::slot(&store, &c.name_any()).is_some()
-            && c.labels()
-                .get(labels::MANAGED_BY)
-                .is_some_and(|v| v == labels::MANAGED_BY_VALUE)
-    };
     observed
         .claims
         .iter()
-        .filter(ours)
+        .filter(|c| ours(observed, c))
         .filter(|c| chosen(&c.name_any()) && !ending(c))
         .map(|c| Step::Delete {
             object: Object::Claim,

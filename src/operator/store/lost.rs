@@ -5,7 +5,7 @@
 //! is unreachable may still be the last good copy.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 
 use super::assess::{desired, pod_ready};
@@ -17,12 +17,13 @@ use super::step::{Object, Step};
 use crate::api::conditions::reasons;
 use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
 use crate::residency::NodeFacts;
+use crate::residency::violations::{Affinity, Requirement};
 
 /// A pod waits this long for its volume before that counts as lost: a node that registers anew, or a volume
 /// that is late, must not cost a copy.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 
-/// What of a volume matters: on which nodes alone it can be.
+/// What of a volume matters: which nodes reach it, and on which alone it can be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Volume {
     /// There is no such PersistentVolume.
@@ -30,12 +31,22 @@ pub struct Volume {
     /// The nodes that it is on, as label and value; the label "" is the node's name. Empty: it isn't tied to
     /// single nodes.
     pub nodes: Vec<(String, String)>,
+    /// Its node affinity. None: nothing is said of where it is.
+    pub affinity: Option<Affinity>,
 }
 
 impl Volume {
     /// Of a PersistentVolume.
     #[must_use]
     pub fn of(volume: &PersistentVolume) -> Self {
+        Self {
+            affinity: affinity(volume),
+            nodes: Self::nodes(volume),
+            gone: false,
+        }
+    }
+
+    fn nodes(volume: &PersistentVolume) -> Vec<(String, String)> {
         let terms = volume
             .spec
             .as_ref()
@@ -58,12 +69,12 @@ impl Volume {
                 .find(|(_, e)| e.operator == "In");
             let Some((key, expression)) = single else {
                 // One alternative that isn't tied to a node: the volume may be reached from others.
-                return Self::default();
+                return Vec::new();
             };
             let values = expression.values.iter().flatten();
             nodes.extend(values.map(|value| (key.clone(), value.clone())));
         }
-        Self { gone: false, nodes }
+        nodes
     }
 
     /// No node has it, or ever will.
@@ -82,6 +93,33 @@ impl Volume {
     }
 }
 
+/// The node affinity of a volume, as requirements.
+fn affinity(volume: &PersistentVolume) -> Option<Affinity> {
+    let required = volume
+        .spec
+        .as_ref()?
+        .node_affinity
+        .as_ref()?
+        .required
+        .as_ref()?;
+    let requirements = |term: &NodeSelectorTerm| {
+        let labels = term.match_expressions.iter().flatten();
+        let fields = term.match_fields.iter().flatten();
+        labels
+            .map(|e| (e.key.clone(), e))
+            // The only field there is: the node's name.
+            .chain(fields.map(|e| (String::new(), e)))
+            .map(|(key, e)| Requirement {
+                key,
+                operator: e.operator.clone(),
+                values: e.values.clone().unwrap_or_default(),
+            })
+            .collect()
+    };
+    let terms = required.node_selector_terms.iter();
+    Some(terms.map(requirements).collect())
+}
+
 /// Labels that tell one node from all others, as provisioners of local volumes use them. A zone's nodes may all
 /// be away for a night and come back with the zone's volumes.
 fn names_a_node(label: &str) -> bool {
@@ -90,9 +128,8 @@ fn names_a_node(label: &str) -> bool {
         .any(|end| label.ends_with(end))
 }
 
-/// Whether a pod waits for a node: only then is its volume looked at.
-#[must_use]
-pub fn unplaced(pod: &Pod) -> bool {
+/// Whether a pod waits for a node.
+fn unplaced(pod: &Pod) -> bool {
     let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
     pod.metadata.deletion_timestamp.is_none() && node.is_none_or(str::is_empty)
 }

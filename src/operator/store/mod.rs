@@ -9,6 +9,7 @@ pub mod assess;
 pub mod attest;
 pub mod build;
 pub mod certificates;
+pub mod evict;
 pub mod failovers;
 pub mod found;
 pub mod kinds;
@@ -161,7 +162,7 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
     }
     applied?;
     ctx.metrics.reconciled(&namespace, &name);
-    Ok(Action::requeue(RESYNC))
+    Ok(Action::requeue(plan.again.unwrap_or(RESYNC)))
 }
 
 /// What a failed step means for the conditions.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::certificates;
 use super::kinds::ChildKind;
-use super::lost::{Volume, unplaced};
+use super::lost::Volume;
 use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, labels, names};
 use crate::operator::context::{Context, bounded};
 use crate::residency::NodeFacts;
@@ -44,7 +44,7 @@ pub struct Observed {
     pub pods: Vec<Pod>,
     /// The store's volume claims, also those retained from an earlier store of this name.
     pub claims: Vec<PersistentVolumeClaim>,
-    /// What is known of the volumes of those claims whose pods find no node, by claim.
+    /// What is known of the volumes of those claims, by claim.
     pub volumes: BTreeMap<String, Volume>,
     /// The store's other objects, by kind and name.
     pub children: BTreeMap<(ChildKind, String), DynamicObject>,
@@ -129,7 +129,7 @@ pub async fn observe(
         storage_class: storage_class(ctx, &store, claims.items.len()).await?,
         regions: sorted(ctx.regions.state()),
         nodes: ctx.node_facts(),
-        volumes: volumes(ctx, &pods.items, &claims.items).await?,
+        volumes: volumes(ctx, &claims.items).await?,
         pods: pods.items,
         claims: claims.items,
         children,
@@ -146,31 +146,28 @@ pub async fn observe(
     Ok(Some(observed))
 }
 
-/// The volumes of pods that wait for a node. Volumes belong to the cluster: nobody else's are read.
+/// The volumes of the store's claims. Volumes belong to the cluster: nobody else's are read.
 async fn volumes(
     ctx: &Context,
-    pods: &[Pod],
     claims: &[PersistentVolumeClaim],
 ) -> anyhow::Result<BTreeMap<String, Volume>> {
     let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
-    let mut all = BTreeMap::new();
-    for claim in claims {
-        let name = claim.name_any();
-        let waits = pods.iter().any(|p| p.name_any() == name && unplaced(p));
-        let volume = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref());
-        if let Some(volume) = volume.filter(|v| waits && !v.is_empty()) {
-            let found = bounded("get a volume", api.get_opt(volume)).await?;
-            let facts = found.as_ref().map_or_else(
-                || Volume {
-                    gone: true,
-                    ..Volume::default()
-                },
-                Volume::of,
-            );
-            all.insert(name, facts);
+    let named = claims.iter().filter_map(|claim| {
+        let volume = claim.spec.as_ref()?.volume_name.clone()?;
+        (!volume.is_empty()).then(|| (claim.name_any(), volume))
+    });
+    let all = named.map(|(claim, volume)| {
+        let api = &api;
+        async move {
+            let found = bounded("get a volume", api.get_opt(&volume)).await?;
+            let none = Volume {
+                gone: true,
+                ..Volume::default()
+            };
+            Ok((claim, found.as_ref().map_or(none, Volume::of)))
         }
-    }
-    Ok(all)
+    });
+    futures::future::join_all(all).await.into_iter().collect()
 }
 
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";

@@ -6,6 +6,8 @@
 //! Never does I/O, never makes randomness, and never steps outside: every region in a step comes from
 //! `placement` over what `validate` found lawful.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
@@ -14,6 +16,7 @@ use serde_json::Value;
 
 use super::assess;
 use super::build::{self, AppSecret, Settings};
+use super::evict::Outside;
 use super::failovers;
 use super::found::{Founding, found, initialised};
 use super::kinds::ChildKind;
@@ -48,6 +51,19 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What to say.
     pub draft: assess::Draft,
+    /// When to look again, if it can't wait for the next change.
+    pub again: Option<Duration>,
+}
+
+impl Plan {
+    /// Touches nothing.
+    fn only(draft: assess::Draft) -> Self {
+        Self {
+            steps: Vec::new(),
+            draft,
+            again: None,
+        }
+    }
 }
 
 /// Decides.
@@ -58,44 +74,32 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
         return Plan {
             steps: farewell(observed),
             draft: assess::deleting(observed),
+            again: None,
         };
     }
     if observed.namespace_ending {
-        return Plan {
-            steps: Vec::new(),
-            draft: assess::deleting(observed),
-        };
+        return Plan::only(assess::deleting(observed));
     }
     if store
         .annotations()
         .get(labels::PAUSE)
         .is_some_and(|v| v == "true")
     {
-        return Plan {
-            steps: Vec::new(),
-            draft: assess::paused(observed),
-        };
+        return Plan::only(assess::paused(observed));
     }
     let lawful = match validate(observed) {
         Ok(lawful) => lawful,
         // Nothing is touched: a policy that is briefly gone (renamed, re-applied) must not take a store down.
-        Err(problem) => {
-            return Plan {
-                steps: Vec::new(),
-                draft: assess::stalled(observed, &[problem]),
-            };
-        }
+        Err(problem) => return Plan::only(assess::stalled(observed, &[problem])),
     };
     let known = leader::of(store);
     let primary = known.map(|l| l.name.to_owned());
     if primary.is_none() && !lawful.problems.is_empty() {
-        return Plan {
-            steps: Vec::new(),
-            draft: assess::stalled(observed, &lawful.problems),
-        };
+        return Plan::only(assess::stalled(observed, &lawful.problems));
     }
 
-    let placement = place(observed, &lawful, primary.as_deref());
+    let outside = Outside::of(observed, &lawful, primary.as_deref(), now);
+    let placement = place(observed, &lawful, primary.as_deref(), &outside);
     let mut steps = Vec::new();
     if !store
         .finalizers()
@@ -119,17 +123,9 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
                 (name, term)
             }
             Ok(None) => {
-                return Plan {
-                    steps: Vec::new(),
-                    draft: assess::waiting(observed, &lawful, &placement),
-                };
+                return Plan::only(assess::waiting(observed, &lawful, &placement));
             }
-            Err(problem) => {
-                return Plan {
-                    steps: Vec::new(),
-                    draft: assess::stalled(observed, &[problem]),
-                };
-            }
+            Err(problem) => return Plan::only(assess::stalled(observed, &[problem])),
         },
     };
     let leader = Leader {
@@ -140,6 +136,8 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
     let mut instances = instances(observed, &placement.placed);
     // The primary first: what fails for a standby must not keep it from coming back.
     instances.sort_by_key(|i| (i.name != primary, i.place.slot));
+    // Before anything that can fail.
+    let again = outside.stop(observed, leader, now, &mut steps);
     furnish(
         observed,
         &lawful,
@@ -154,17 +152,24 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
     }
     lost::replace(observed, &instances, leader, now, &mut steps);
     let renewing = renew(observed, &instances, &primary, settings, &mut steps);
-    let going = Farewell::of(observed, &lawful, &placement, &instances, leader);
+    let going = Farewell::of(observed, &lawful, &placement, &instances, &outside, leader);
     if lawful.problems.is_empty() && !renewing {
         retire(observed, &placement, &going, &primary, &mut steps);
     }
+    outside.erase(observed, leader, &mut steps);
     requests::answer(observed, &lawful, leader, now, &mut steps);
     if let Some(told) = failovers::due(store, observed.told, now) {
         steps.push(Step::TellFailover(told));
     }
     instances.sort_by_key(|i| i.place.slot);
-    let draft = assess::assess(observed, &lawful, &placement, &instances, &going, leader);
-    Plan { steps, draft }
+    let draft = assess::assess(
+        observed, &lawful, &placement, &instances, &outside, &going, leader,
+    );
+    Plan {
+        steps,
+        draft,
+        again,
+    }
 }
 
 fn status_term(observed: &Observed) -> Option<i64> {
@@ -214,16 +219,28 @@ pub fn sites(observed: &Observed) -> Vec<Site> {
         .collect()
 }
 
-fn place(observed: &Observed, lawful: &Lawful, primary: Option<&str>) -> placement::Placement {
+fn place(
+    observed: &Observed,
+    lawful: &Lawful,
+    primary: Option<&str>,
+    outside: &Outside,
+) -> placement::Placement {
     let store = observed.store.name_any();
     let existing: Vec<Existing> = observed
         .claims
         .iter()
         .filter_map(|claim| {
-            let slot = names::slot(&store, &claim.name_any())?;
+            let name = claim.name_any();
+            let region = claim.labels().get(labels::REGION)?;
+            // In no region, it takes nobody's place; its number stays taken.
+            let given_up = outside.given_up(&name, primary);
             Some(Existing {
-                slot,
-                region: claim.labels().get(labels::REGION)?.clone(),
+                slot: names::slot(&store, &name)?,
+                region: if given_up {
+                    String::new()
+                } else {
+                    region.clone()
+                },
                 zone: claim
                     .labels()
                     .get(labels::ZONE)

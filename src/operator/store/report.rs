@@ -12,6 +12,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use super::assess::Draft;
+use crate::api::conditions::reasons;
 use crate::api::privacy_data_store::{InstanceStatus, PrivacyDataStoreStatus};
 use crate::api::{PrivacyDataStore, conditions, names};
 use crate::operator::context::{Context, bounded, words};
@@ -123,11 +124,12 @@ fn event(old: &[Condition], new: &[Condition]) -> Option<Event> {
     if ready(old).is_some_and(|before| before.status == now.status && before.reason == now.reason) {
         return None;
     }
-    let stalled = conditions::is_true(new, conditions::STALLED);
+    let outside = [reasons::OUTSIDE, reasons::FENCED].contains(&now.reason.as_str());
+    let warns = outside || conditions::is_true(new, conditions::STALLED);
     // Events take at most 1 kB of note.
     let note: String = now.message.chars().take(900).collect();
     Some(Event {
-        type_: if stalled {
+        type_: if warns {
             EventType::Warning
         } else {
             EventType::Normal
@@ -142,7 +144,7 @@ fn event(old: &[Condition], new: &[Condition]) -> Option<Event> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::conditions::{Verdict, reasons};
+    use crate::api::conditions::Verdict;
 
     fn condition(status: bool, reason: &'static str) -> Vec<Condition> {
         conditions::merge(

@@ -1,6 +1,7 @@
 //! Plans are executed on a world in memory, cut off after any step and begun again.
 
 mod attest;
+mod drift;
 mod failover;
 mod residency;
 mod world;

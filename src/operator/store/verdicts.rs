@@ -1,17 +1,13 @@
-//! The three conditions that hold whether or not a store is being worked on: Available, Resident, Durable.
+//! Two conditions that hold whether or not a store is being worked on: Available and Durable.
 //!
 //! Pure; as `assess`.
 
 use kube::ResourceExt;
 
-use super::assess::{desired, pod_ready};
+use super::assess::pod_ready;
 use super::observe::Observed;
-use super::validate::{Lawful, data_of_instance};
 use crate::api::conditions::{self, Verdict, reasons};
 use crate::api::privacy_data_store::InstanceRole;
-use crate::api::residency_policy::Data;
-use crate::api::{labels, names};
-use crate::residency::{Whereabouts, locate};
 
 /// Whether writes are accepted.
 pub(super) fn available(observed: &Observed, primary: Option<&str>) -> Verdict {
@@ -54,79 +50,6 @@ pub(super) fn available(observed: &Observed, primary: Option<&str>) -> Verdict {
             message.push_str(&words);
         }
         Verdict::new(conditions::AVAILABLE, false, reasons::NO_PRIMARY, message)
-    }
-}
-
-/// Whether every running copy is on a node that is where the copy may be.
-pub(super) fn resident(observed: &Observed, lawful: Option<(&Lawful, &str)>) -> Verdict {
-    let Some((lawful, primary)) = lawful else {
-        return Verdict::unknown(
-            conditions::RESIDENT,
-            reasons::UNKNOWN,
-            "not checked while the store is not worked on; see Ready",
-        );
-    };
-    let data = data_of_instance(desired(observed));
-    let mut outside = Vec::new();
-    let mut unsure = Vec::new();
-    for pod in &observed.pods {
-        let Some(node_name) = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) else {
-            continue;
-        };
-        let name = pod.name_any();
-        let data = if name == primary { Data::Primary } else { data };
-        let Some(node) = observed.nodes.iter().find(|n| n.name == node_name) else {
-            unsure.push(format!(
-                "{name} is bound to node {node_name}, which is not known"
-            ));
-            continue;
-        };
-        match locate(node, observed.regions.iter().map(AsRef::as_ref)) {
-            Whereabouts::In(region) => {
-                if let Err(refusal) = lawful.permissions.check(data, &region) {
-                    outside.push(format!("{name} is on node {node_name}: {refusal}"));
-                }
-            }
-            Whereabouts::Unclaimed => outside.push(format!(
-                "{name} is on node {node_name}, which is in no Region"
-            )),
-            Whereabouts::Disputed(regions) => outside.push(format!(
-                "{name} is on node {node_name}, which Regions {} dispute",
-                regions.join(", ")
-            )),
-        }
-    }
-    let store = observed.store.name_any();
-    for claim in &observed.claims {
-        let name = claim.name_any();
-        let region = claim.labels().get(labels::REGION);
-        let has_pod = observed.pods.iter().any(|p| p.name_any() == name);
-        if let Some(region) = region.filter(|_| names::slot(&store, &name).is_some() && !has_pod) {
-            let data = if name == primary { Data::Primary } else { data };
-            if let Err(refusal) = lawful.permissions.check(data, region) {
-                outside.push(format!("volume claim {name} is kept: {refusal}"));
-            }
-        }
-    }
-    outside.sort();
-    unsure.sort();
-    if !outside.is_empty() {
-        Verdict::new(
-            conditions::RESIDENT,
-            false,
-            reasons::OUTSIDE,
-            outside.join("; "),
-        )
-    } else if !unsure.is_empty() {
-        Verdict::unknown(conditions::RESIDENT, reasons::UNKNOWN, unsure.join("; "))
-    } else {
-        let policy = lawful.permissions.policy();
-        Verdict::new(
-            conditions::RESIDENT,
-            true,
-            reasons::AS_SPECIFIED,
-            format!("every copy is where ResidencyPolicy {policy} permits"),
-        )
     }
 }
 

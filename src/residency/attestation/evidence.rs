@@ -1,12 +1,13 @@
 //! What an attestation is made from.
 //!
-//! Owns the types in which a pass hands over what it saw, and whether a node meets a requirement. Pure.
+//! Owns the types in which a pass hands over what it saw. Pure.
 //! Never carries the words of an error that vary from one look to the next: they would make each entry another.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::residency_policy::Data;
 use crate::api::{Region, ResidencyPolicy};
+use crate::residency::violations::Affinity;
 use crate::residency::{NodeFacts, Permissions};
 
 /// What was seen of one store.
@@ -45,51 +46,7 @@ pub struct VolumeSeen {
     pub volume: String,
     /// Its node affinity: any of the terms, all requirements of a term. `Ok(None)`: it has none. `Err`: the volume
     /// couldn't be read.
-    pub affinity: Result<Option<Vec<Vec<Requirement>>>, String>,
-}
-
-/// A requirement on a node, as in a node selector.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Requirement {
-    /// The label, or "" for the node's name.
-    pub key: String,
-    /// The operator, as Kubernetes writes it.
-    pub operator: String,
-    /// The values.
-    pub values: Vec<String>,
-}
-
-impl Requirement {
-    /// Whether a node meets it. `None`: this operator isn't understood here.
-    pub(super) fn met(&self, node: &NodeFacts) -> Option<bool> {
-        let value = if self.key.is_empty() {
-            Some(&node.name)
-        } else {
-            node.labels.get(&self.key)
-        };
-        let listed = value.is_some_and(|v| self.values.contains(v));
-        match self.operator.as_str() {
-            "In" => Some(listed),
-            "NotIn" => Some(!listed),
-            "Exists" => Some(value.is_some()),
-            "DoesNotExist" => Some(value.is_none()),
-            _ => None,
-        }
-    }
-
-    /// In words: key, operator, values.
-    pub(super) fn words(&self) -> String {
-        let key = if self.key.is_empty() {
-            "metadata.name"
-        } else {
-            &self.key
-        };
-        if self.values.is_empty() {
-            format!("{key} {}", self.operator)
-        } else {
-            format!("{key} {} {}", self.operator, self.values.join(", "))
-        }
-    }
+    pub affinity: Result<Option<Affinity>, String>,
 }
 
 /// What an instance says of its PostgreSQL.

@@ -7,13 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::evidence::{EndpointSeen, Evidence, Requirement, VolumeSeen};
+use super::evidence::{EndpointSeen, Evidence, VolumeSeen};
 use super::{
     Content, Finding, Kind, Observation, Place, PolicyRef, RegionRef, Source, Unobserved, Verdict,
     seal,
 };
 use crate::api::residency_policy::Data;
 use crate::api::{Region, ResidencyPolicy, labels, names};
+use crate::residency::violations::{Affinity, Requirement, reaching};
 use crate::residency::{NodeFacts, Permissions, Whereabouts, locate};
 
 /// Judges.
@@ -282,28 +283,15 @@ impl Judge<'_> {
     /// Where a volume is, by the nodes that can reach it.
     fn reachable(
         &self,
-        terms: &[Vec<Requirement>],
+        terms: &Affinity,
         data: Data,
         place: &mut Place,
         observed: &mut Vec<Observation>,
     ) -> (Verdict, Option<String>) {
-        let known = |r: &Requirement, n: &NodeFacts| r.met(n);
-        let mut nodes: Vec<&NodeFacts> = Vec::new();
-        for node in self.0.nodes {
-            for term in terms {
-                let met: Option<Vec<bool>> = term.iter().map(|r| known(r, node)).collect();
-                match met {
-                    None => {
-                        let words = "its node affinity uses an operator that isn't understood here";
-                        return (Verdict::Unknown, Some(words.to_owned()));
-                    }
-                    // A term without requirements matches nothing, as for the scheduler.
-                    Some(met) if !met.is_empty() && met.iter().all(|m| *m) => nodes.push(node),
-                    Some(_) => {}
-                }
-            }
-        }
-        nodes.dedup_by(|a, b| a.name == b.name);
+        let Some(nodes) = reaching(terms, self.0.nodes) else {
+            let words = "its node affinity uses an operator that isn't understood here";
+            return (Verdict::Unknown, Some(words.to_owned()));
+        };
         let all: Vec<_> = nodes.iter().map(|n| self.on(n, data)).collect();
         let regions: BTreeSet<Option<String>> = all.iter().map(|(r, _, _)| r.clone()).collect();
         if let [node] = nodes[..] {

@@ -8,12 +8,13 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::chain::{Checked, Export, Known, Maker, Tail, due, next, surplus, verify};
-use super::evidence::{EndpointSeen, Evidence, Report, Requirement, VolumeSeen};
+use super::evidence::{EndpointSeen, Evidence, Report, VolumeSeen};
 use super::judge::judge;
 use super::seal::{Envelope, NamedKey, PublicKey, SigningKey};
 use super::*;
 use crate::api::region::{NodeWitnesses, RegionSpec};
 use crate::api::{Region, ResidencyPolicy, labels};
+use crate::residency::violations::Requirement;
 use crate::residency::{NodeFacts, Permissions};
 
 fn region(name: &str) -> Region {

@@ -1,14 +1,13 @@
 //! What a pass saw, as evidence.
 //!
-//! Owns the reads that only attestations need (volumes, and what instances say of themselves) and how objects become
-//! evidence. Never fails: what can't be read is evidence of that.
+//! Owns the reads that only attestations need (what instances say of themselves) and how objects become evidence. Never fails: what can't be read is evidence of that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::{NodeSelectorTerm, PersistentVolume, Pod};
-use kube::{Api, ResourceExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 
 use super::super::assess::desired;
 use super::super::kinds::ChildKind;
@@ -19,71 +18,29 @@ use super::ask::ask;
 use crate::api::names;
 use crate::api::privacy_data_store::InstanceRole;
 use crate::instance::status::Status;
-use crate::operator::context::{Context, bounded};
 use crate::residency::attestation::Content;
-use crate::residency::attestation::evidence::{
-    EndpointSeen, Evidence, Report, Requirement, VolumeSeen,
-};
+use crate::residency::attestation::evidence::{EndpointSeen, Evidence, Report, VolumeSeen};
 use crate::residency::attestation::judge::judge;
 
 /// What instances reported.
 pub type Reports = BTreeMap<String, Result<Report, String>>;
 
-/// The volumes of the store's claims. Volumes belong to the cluster: nobody else's are read.
-pub async fn volumes(ctx: &Context, observed: &Observed) -> Vec<VolumeSeen> {
-    let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
+/// The volumes of the store's claims.
+fn volumes(observed: &Observed) -> Vec<VolumeSeen> {
     let named = observed.claims.iter().filter_map(|claim| {
         let volume = claim.spec.as_ref()?.volume_name.clone()?;
         (!volume.is_empty()).then(|| (claim.name_any(), volume))
     });
-    let all = named.map(|(claim, volume)| {
-        let api = &api;
-        async move {
-            let affinity = match bounded("get a volume", api.get_opt(&volume)).await {
-                Ok(Some(found)) => Ok(affinity(&found)),
-                Ok(None) => Err(format!("there is no PersistentVolume {volume} in the API")),
-                Err(_) => Err(format!("PersistentVolume {volume} could not be read")),
-            };
-            VolumeSeen {
-                claim,
-                volume,
-                affinity,
-            }
-        }
-    });
-    join_all(all).await
-}
-
-/// The node affinity of a volume, as requirements.
-fn affinity(volume: &PersistentVolume) -> Option<Vec<Vec<Requirement>>> {
-    let required = volume
-        .spec
-        .as_ref()?
-        .node_affinity
-        .as_ref()?
-        .required
-        .as_ref()?;
-    let requirements = |term: &NodeSelectorTerm| {
-        let labels = term.match_expressions.iter().flatten();
-        let fields = term.match_fields.iter().flatten();
-        labels
-            .map(|e| (e.key.clone(), e))
-            // The only field there is: the node's name.
-            .chain(fields.map(|e| (String::new(), e)))
-            .map(|(key, e)| Requirement {
-                key,
-                operator: e.operator.clone(),
-                values: e.values.clone().unwrap_or_default(),
-            })
-            .collect()
-    };
-    Some(
-        required
-            .node_selector_terms
-            .iter()
-            .map(requirements)
-            .collect(),
-    )
+    named
+        .map(|(claim, volume)| VolumeSeen {
+            affinity: match observed.volumes.get(&claim) {
+                Some(seen) if !seen.gone => Ok(seen.affinity.clone()),
+                _ => Err(format!("there is no PersistentVolume {volume} in the API")),
+            },
+            claim,
+            volume,
+        })
+        .collect()
 }
 
 /// What the instances on nodes say of themselves. All are asked at the same time.
@@ -131,7 +88,7 @@ fn address(pod: &Pod) -> Option<IpAddr> {
 }
 
 /// What can be attested of this.
-pub fn content(observed: &Observed, volumes: Vec<VolumeSeen>, reports: Reports) -> Content {
+pub fn content(observed: &Observed, reports: Reports) -> Content {
     let store = observed.store.name_any();
     let lawful = validate(observed);
     let policy = match (&lawful, &observed.policy) {
@@ -152,7 +109,7 @@ pub fn content(observed: &Observed, volumes: Vec<VolumeSeen>, reports: Reports) 
         primary: leader::of(&observed.store).map(|l| l.name),
         copy: data_of_instance(desired(observed)),
         bound: bound.collect(),
-        volumes,
+        volumes: volumes(observed),
         reports,
         endpoints: endpoints(observed),
     })

@@ -117,9 +117,8 @@ impl<'a> Store<'a> {
     }
 
     async fn attest(&self, now: Timestamp) -> anyhow::Result<()> {
-        let volumes = evidence::volumes(self.ctx, self.observed).await;
         let reports = evidence::reports(self.observed).await;
-        let content = evidence::content(self.observed, volumes, reports);
+        let content = evidence::content(self.observed, reports);
         // What this process wrote last is in memory: most passes read nothing more.
         let last = self.ctx.attestor.with(|t| t.get(&self.key()).cloned());
         if last.is_some() && !chain::due(last.as_ref(), &content, now) {

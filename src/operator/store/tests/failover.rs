@@ -240,6 +240,7 @@ fn lose(world: &mut World, name: &str) {
         Volume {
             gone: false,
             nodes: vec![gone],
+            affinity: None,
         },
     );
 }

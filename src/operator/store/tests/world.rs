@@ -12,6 +12,7 @@ use super::super::assess::pod_ready;
 use super::super::build::Settings;
 use super::super::certificates::Facts;
 use super::super::leader::{self, Leader};
+use super::super::lost::Volume;
 use super::super::observe::Observed;
 use super::super::plan::{Plan, plan};
 use super::super::report;
@@ -20,6 +21,7 @@ use crate::api::privacy_data_store::{AgreedConfiguration, InstanceRole, Instance
 use crate::api::region::{NodeWitnesses, RegionSpec};
 use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, labels, names};
 use crate::residency::NodeFacts;
+use crate::residency::violations::{Requirement, reaching};
 
 pub(super) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -90,6 +92,10 @@ pub(super) fn store(placement: &[(&str, i32)]) -> PrivacyDataStore {
 pub(super) struct World {
     pub(super) seen: Observed,
     uids: u32,
+    /// What the clock says.
+    pub(super) now: Timestamp,
+    /// Volumes are on the node where they were first used, and on no other.
+    pub(super) local: bool,
     /// Events: reason and note.
     pub(super) told: Vec<(String, String)>,
 }
@@ -123,12 +129,14 @@ impl World {
                 told: None,
             },
             uids: 0,
+            now: NOW,
+            local: false,
             told: vec![],
         }
     }
 
     pub(super) fn plan(&self) -> Plan {
-        plan(&self.seen, &settings(), NOW)
+        plan(&self.seen, &settings(), self.now)
     }
 
     pub(super) fn uid(&mut self) -> String {
@@ -287,7 +295,12 @@ impl World {
         );
         match object {
             Object::Pod => self.seen.pods.retain(|p| p.name_any() != name),
-            Object::Claim => self.seen.claims.retain(|c| c.name_any() != name),
+            Object::Claim => {
+                self.seen.claims.retain(|c| c.name_any() != name);
+                if self.local {
+                    self.seen.volumes.remove(name);
+                }
+            }
             Object::Secret => {
                 self.seen.secrets.remove(name);
                 if let Some(instance) = name.strip_suffix("-tls") {
@@ -300,17 +313,36 @@ impl World {
         }
     }
 
-    /// Scheduler, volumes and instances do their part: every pod whose region has a usable node runs.
+    /// Scheduler, volumes and instances do their part: every pod whose region has a usable node that reaches its
+    /// volume runs. One that runs stays where it is, whatever becomes of its node's labels.
     pub(super) fn run_pods(&mut self) {
         let nodes = self.seen.nodes.clone();
+        let volumes = self.seen.volumes.clone();
         for pod in &mut self.seen.pods {
+            let name = pod.name_any();
             let wanted = pod.labels()[labels::REGION].clone();
+            let there = pod.spec.as_ref().and_then(|s| s.node_name.clone());
+            let affinity = volumes.get(&name).and_then(|v| v.affinity.as_ref());
+            let reaches = |n: &NodeFacts| {
+                affinity.is_none_or(|a| !reaching(a, std::slice::from_ref(n)).unwrap().is_empty())
+            };
             let Some(node) = nodes
                 .iter()
-                .find(|n| n.usable && n.labels.get(labels::NODE_REGION) == Some(&wanted))
+                .find(|n| self.local && Some(&n.name) == there.as_ref())
+                .or_else(|| {
+                    nodes.iter().find(|n| {
+                        n.usable && n.labels.get(labels::NODE_REGION) == Some(&wanted) && reaches(n)
+                    })
+                })
             else {
                 continue;
             };
+            if self.local {
+                self.seen
+                    .volumes
+                    .entry(name)
+                    .or_insert_with(|| on_node(&node.name));
+            }
             pod.spec.as_mut().unwrap().node_name = Some(node.name.clone());
             pod.status = Some(PodStatus {
                 phase: Some("Running".into()),
@@ -417,7 +449,7 @@ impl World {
 
     /// Reports as the operator does.
     pub(super) fn say(&mut self, plan: &Plan) {
-        let new = report::status(&self.seen.store, &plan.draft, NOW);
+        let new = report::status(&self.seen.store, &plan.draft, self.now);
         self.store(|s| {
             let old = s.status.get_or_insert_default();
             let mut merged = new;
@@ -484,6 +516,19 @@ impl World {
         all.extend(self.seen.secrets.keys().map(|s| format!("secret {s}")));
         all.sort();
         all
+    }
+}
+
+/// A volume that this node alone reaches.
+pub(super) fn on_node(node: &str) -> Volume {
+    let requirement = Requirement {
+        key: String::new(),
+        operator: "In".into(),
+        values: vec![node.to_owned()],
+    };
+    Volume {
+        affinity: Some(vec![vec![requirement]]),
+        ..Volume::default()
     }
 }
 
