@@ -3,6 +3,7 @@
 //! Dependency arrows point down this list. Nothing above the line does I/O or reads a clock:
 //!
 //! - [`api`]: the kinds
+//! - `pki`: which authority is which
 //! - `residency`: what may be where
 //! - `placement`: which instance goes where
 //! - `failover`: terms, votes, configurations: the decisions of an instance
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod failover;
 pub mod instance;
 pub mod operator;
+pub mod pki;
 pub mod placement;
 pub mod residency;
 pub mod telemetry;

@@ -54,6 +54,15 @@ enum Command {
         #[command(flatten)]
         cluster: cli::ClusterArgs,
     },
+    /// Replace a store's certificate authority without locking anybody out.
+    RotateAuthority {
+        /// Name of the PrivacyDataStore.
+        store: String,
+        #[command(flatten)]
+        args: cli::rotate::Rotate,
+        #[command(flatten)]
+        cluster: cli::ClusterArgs,
+    },
     /// Let a fenced instance take part again.
     Unfence {
         /// Name of the PrivacyDataStore.
@@ -171,6 +180,16 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             instance,
             cluster,
         } => fence(&cluster, &store, &instance, true).await,
+        Command::RotateAuthority {
+            store,
+            args,
+            cluster,
+        } => {
+            let (client, namespace) = cluster.connect().await?;
+            let done = cli::rotate::rotate(client, &namespace, &store, args).await?;
+            print!("{done}");
+            Ok(())
+        }
         Command::Unfence {
             store,
             instance,

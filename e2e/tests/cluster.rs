@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
@@ -503,6 +503,95 @@ async fn a_copy_whose_node_moves_abroad_is_stopped_and_made_again_inside() -> Re
                 .all(|kind| condition(s, kind).is_some_and(|c| c.0 == "True"))
                 && instances(s).is_ok_and(|all| all.len() == 3)
         })
+        .await?;
+    scope.remove().await
+}
+
+#[tokio::test]
+async fn an_authority_is_replaced_and_nobody_is_locked_out() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-authority").await?;
+    scope
+        .apply(&scope.manifest("consumers", &SAMPLE, |_| {}))
+        .await?;
+    let before = scope.wait_ready("consumers").await?;
+    scope.client("east", "us-east-1", "consumers").await?;
+    scope
+        .client_sql("east", "create table seen (id int primary key)")
+        .await?;
+    let authority = || async {
+        let secret = scope.api::<Secret>().get("consumers-app").await?;
+        let data = secret.data.context("an empty Secret")?;
+        let ca = data.get("ca.crt").context("no ca.crt")?;
+        let end = "-----END CERTIFICATE-----";
+        let all = String::from_utf8(ca.0.clone())?;
+        let all = all.split_inclusive(end).map(|c| c.trim().to_owned());
+        anyhow::Ok(all.filter(|c| !c.is_empty()).collect::<Vec<_>>())
+    };
+    let old = authority().await?;
+    ensure!(old.len() == 1, "{old:?}");
+    // Clients have long enough for the kubelet to bring them the new certificate.
+    let asked =
+        json!({ "metadata": { "annotations": { "domicile.dev/rotate-authority": "45s" } } });
+    scope.patch("consumers", asked).await?;
+    let begin = tokio::time::Instant::now();
+    let rotated = async {
+        let is = |s: &DynamicObject, reason: &str| {
+            condition(s, "Certified").is_some_and(|c| c.0 == "True" && c.1 == reason)
+        };
+        scope
+            .wait("consumers", PATIENCE, |s| is(s, "Rotating"))
+            .await?;
+        println!("announced after {:.1} s", begin.elapsed().as_secs_f64());
+        let both = authority().await?;
+        ensure!(both.len() == 2 && both.contains(&old[0]), "{both:?}");
+        scope
+            .wait("consumers", PATIENCE + PATIENCE, |s| is(s, "AsSpecified"))
+            .await
+    };
+    let writes = async {
+        // New sessions all the while, each verifying the server by what the pod's Secret says then.
+        let mut n = 0;
+        loop {
+            n += 1;
+            scope
+                .client_sql("east", &format!("insert into seen values ({n})"))
+                .await
+                .with_context(|| format!("insert {n}"))?;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            if n > 10_000 {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    let after = tokio::select! {
+        after = rotated => after?,
+        broken = writes => { broken?; anyhow::bail!("it doesn't end") }
+    };
+    println!("replaced after {:.1} s", begin.elapsed().as_secs_f64());
+    let new = authority().await?;
+    ensure!(new.len() == 1 && new != old, "{new:?}");
+    for key in ["term", "primary"] {
+        assert_eq!(
+            after.data["status"][key], before.data["status"][key],
+            "{key}"
+        );
+    }
+    let signer = after.data["status"]["instances"][0]["signedBy"].clone();
+    assert_ne!(signer, before.data["status"]["instances"][0]["signedBy"]);
+    for entry in after.data["status"]["instances"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        assert_eq!(entry["trusts"], json!([signer]), "{entry}");
+        assert_eq!(entry["signedBy"], signer, "{entry}");
+    }
+    // Whoever connects from now on knows the new one alone: a standby that comes back, and the next primary.
+    scope.replace_pod("consumers-2", Some(0)).await?;
+    scope.wait_ready("consumers").await?;
+    scope
+        .client_sql("east", "insert into seen values (0)")
         .await?;
     scope.remove().await
 }

@@ -22,6 +22,9 @@ pub const DURABLE: &str = "Durable";
 /// What was seen last is signed and kept.
 pub const ATTESTED: &str = "Attested";
 
+/// Instances have certificates that last, of an authority that lasts.
+pub const CERTIFIED: &str = "Certified";
+
 /// Of a policy: the API server refuses pods outside in namespaces that are labelled with it.
 pub const ENFORCED: &str = "Enforced";
 /// Of a policy: every copy of the stores under it is where it permits.
@@ -55,6 +58,10 @@ pub mod reasons {
     pub const ERASED: &str = "Erased";
     /// What was seen could not be signed or kept.
     pub const NOT_ATTESTED: &str = "NotAttested";
+    /// One certificate authority takes the place of another.
+    pub const ROTATING: &str = "Rotating";
+    /// A certificate ends soon and could not be renewed.
+    pub const ENDS_SOON: &str = "EndsSoon";
     /// The scheduler can't place a pod.
     pub const UNSCHEDULABLE: &str = "Unschedulable";
     /// The primary's volume claim is gone.

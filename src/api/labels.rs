@@ -55,3 +55,6 @@ pub const FENCE: &str = "domicile.dev/fence";
 /// if the term is the one that it knows. A person's word, and the last resort; the operator removes it and
 /// leaves an event.
 pub const ACCEPT_DATA_LOSS: &str = "domicile.dev/accept-data-loss";
+/// On a store: for how long clients may go on with the authorities that they know now, as `10m`. The operator makes a new
+/// authority, has it trusted everywhere, lets it sign then, and removes the annotation.
+pub const ROTATE_AUTHORITY: &str = "domicile.dev/rotate-authority";

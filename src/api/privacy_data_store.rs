@@ -263,7 +263,8 @@ fn optional_quantity_schema(generator: &mut schemars::SchemaGenerator) -> schema
 pub struct PrivacyDataStoreStatus {
     /// Ready (all as specified), Reconciling, Stalled (a person must act), Available (writes are accepted),
     /// Resident (every copy is where the policy permits), Durable (a commit survives the loss of an instance),
-    /// Attested (what was seen last is signed and kept in the ConfigMap STORE-attestations).
+    /// Attested (what was seen last is signed and kept in the ConfigMap STORE-attestations), Certified (instances have
+    /// certificates that last).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
@@ -499,6 +500,16 @@ pub struct InstanceStatus {
     /// Whether a changed parameter takes effect only when PostgreSQL is started again. By the instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_restart: Option<bool>,
+
+    /// The certificate authorities that it trusts, by their key identifiers. By the instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(max = 128)))]
+    pub trusts: Vec<String>,
+
+    /// The authority that signed the certificate which it uses. By the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub signed_by: Option<String>,
 
     /// Whether the policy permits a primary where it is, and where it is is certain. By the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]

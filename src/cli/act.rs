@@ -125,7 +125,7 @@ async fn annotate(
 }
 
 /// Sets an annotation to what `value` makes of the store; again if the store has changed in between.
-async fn set(
+pub(super) async fn set(
     api: &Api<PrivacyDataStore>,
     mut store: PrivacyDataStore,
     annotation: &str,

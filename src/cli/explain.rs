@@ -58,7 +58,9 @@ fn why(store: &PrivacyDataStore, status: &PrivacyDataStoreStatus) -> Vec<String>
     for condition in &status.conditions {
         // Ready and its two companions say the same.
         let doubled = [conditions::RECONCILING, conditions::STALLED];
-        let good = condition.status == "True" && condition.type_ != conditions::READY;
+        let good = condition.status == "True"
+            && condition.type_ != conditions::READY
+            && condition.reason != conditions::reasons::ROTATING;
         if !good && !doubled.contains(&condition.type_.as_str()) {
             lines.push(format!(
                 "{:<10} {:<7} {}: {}",

@@ -17,6 +17,7 @@ use super::{settings, sync};
 use crate::api::privacy_data_store::{
     AgreedConfiguration, InstanceRole, InstanceStatus, LastFailover,
 };
+use crate::pki;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 /// A term as the kinds have it.
@@ -285,6 +286,7 @@ impl Manager {
         verdict: &report::Verdict,
         durable: Option<bool>,
     ) -> InstanceStatus {
+        let certificate = self.certificate.as_ref();
         InstanceStatus {
             name: self.config.instance.clone(),
             id: self.volume.known_identity().map(|i| i.id),
@@ -301,6 +303,10 @@ impl Manager {
                 .as_ref()
                 .map(|c| c.voters.contains(&view.me)),
             fenced: view.fenced.then_some(true),
+            trusts: certificate
+                .map(|c| pki::authorities(c.ca()))
+                .unwrap_or_default(),
+            signed_by: certificate.and_then(|c| pki::signer(c.cert())),
             pending_restart: (self.postgres.is_some() && !self.tend.pending_restart.is_empty())
                 .then_some(true),
             ..InstanceStatus::default()

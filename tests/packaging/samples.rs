@@ -99,7 +99,7 @@ pub fn refusal(
         pods: Vec::new(),
         claims: Vec::new(),
         children: BTreeMap::new(),
-        authority: None,
+        authorities: None,
         certificates: BTreeMap::new(),
         app_secret: None,
         secrets: BTreeMap::new(),

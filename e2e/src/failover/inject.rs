@@ -242,8 +242,12 @@ pub async fn stop_api(bed: &TestBed) -> Result<()> {
 /// If it doesn't.
 pub async fn start_api(bed: &TestBed) -> Result<()> {
     let layout = bed.layout();
-    control::start_storage(layout, &control::pki(layout), &Place::testbed()).await?;
-    control::ready(layout, &bed.client()).await
+    let pki = control::pki(layout);
+    control::start_storage(layout, &pki, &Place::testbed()).await?;
+    control::ready(layout, &bed.client()).await?;
+    // Kubernetes' scheduler ends itself when it finds its cache at odds with an API server that was away; whoever runs a
+    // cluster starts it again.
+    control::start_controllers(layout, &pki, &Place::testbed()).await
 }
 
 /// How many operators there are to be.

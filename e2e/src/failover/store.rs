@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Secret, Service};
-use kube::api::DynamicObject;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
+use kube::api::{DynamicObject, ListParams};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -184,5 +186,36 @@ pub async fn healthy(scope: &Scope, store: &str) -> Result<Status> {
         },
     )
     .await?;
+    for instance in &status.instances {
+        routed(scope, instance).await?;
+    }
     Ok(status)
+}
+
+/// Waits until Kubernetes knows the address under which an instance's Service is to lead to it: a pod may have got another
+/// while the API server was away, and a fault in that moment would measure Kubernetes' Services.
+async fn routed(scope: &Scope, instance: &Instance) -> Result<()> {
+    let slices: Api<EndpointSlice> = scope.api();
+    let ours =
+        ListParams::default().labels(&format!("kubernetes.io/service-name={}", instance.name));
+    let wanted = instance.address.map(|a| a.to_string());
+    until(
+        "Services lead to where instances are",
+        Duration::from_secs(60),
+        Duration::from_millis(100),
+        || async {
+            let found = slices.list(&ours).await?;
+            let mut endpoints = found
+                .items
+                .iter()
+                .flat_map(|s| s.endpoints.iter().flatten());
+            ensure!(
+                endpoints.any(|e| e.addresses.first() == wanted.as_ref()),
+                "{} is at {wanted:?}, and its Service leads elsewhere",
+                instance.name
+            );
+            Ok(())
+        },
+    )
+    .await
 }

@@ -1,9 +1,8 @@
 //! Executes a plan's steps, in order, and stops at the first failure.
 //!
-//! Owns every write to a store's children, and the randomness of passwords and keys.
+//! Owns every write to a store's children (`secrets`: those that need keys or randomness).
 //! Never decides, never deletes without a uid, and never takes over an object that isn't this store's.
 
-use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -12,16 +11,15 @@ use kube::api::{
 };
 use kube::runtime::events::EventType;
 use kube::{Api, Resource, ResourceExt};
-use rand::RngCore;
 use serde_json::{Value, json};
 
-use super::build::{self, AppSecret};
-use super::certificates::{self, Pair};
 use super::failovers::Told;
 use super::step::{Object, Step};
 use crate::api::conditions::reasons;
 use crate::api::{PrivacyDataStore, labels, names};
 use crate::operator::context::{Context, bounded, words};
+
+mod secrets;
 
 /// A step that didn't succeed.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +103,10 @@ impl Writer<'_> {
                 zone,
             } => self.move_claim(name, uid, version, zone).await,
             Step::CreateAuthority => self.create_authority().await,
+            Step::AnnounceAuthority { switch_after } => self.announce(*switch_after).await,
+            Step::SwitchAuthority { next } => self.switch_authority(next).await,
+            Step::RetireAuthorities { active } => self.retire_authorities(active).await,
+            Step::Entrust { instance } => self.entrust(instance).await,
             Step::IssueCertificate { instance, names } => {
                 self.issue_certificate(instance, names).await
             }
@@ -212,99 +214,6 @@ impl Writer<'_> {
         )
         .await?;
         Ok(())
-    }
-
-    async fn create_authority(&self) -> anyhow::Result<()> {
-        let pair =
-            certificates::new_authority(&self.name, &self.namespace, jiff::Timestamp::now())?;
-        let name = names::ca_secret(&self.name);
-        self.put_secret(
-            &name,
-            &[],
-            None,
-            &[("ca.crt", pair.certificate), ("ca.key", pair.key)],
-        )
-        .await
-    }
-
-    async fn authority(&self) -> anyhow::Result<Pair> {
-        let name = names::ca_secret(&self.name);
-        let secret = bounded("read the authority", self.secrets().get(&name)).await?;
-        Ok(Pair {
-            certificate: text(&secret, "ca.crt")?,
-            key: text(&secret, "ca.key")?,
-        })
-    }
-
-    async fn issue_certificate(&self, instance: &str, dns: &[String]) -> anyhow::Result<()> {
-        let authority = self.authority().await?;
-        let pair = certificates::issue(&authority, instance, dns, jiff::Timestamp::now())?;
-        let content = [
-            ("ca.crt", authority.certificate),
-            ("tls.crt", pair.certificate),
-            ("tls.key", pair.key),
-        ];
-        self.put_secret(
-            &names::tls_secret(instance),
-            &[(labels::INSTANCE, instance)],
-            None,
-            &content,
-        )
-        .await
-    }
-
-    async fn write_app_secret(&self, wanted: &AppSecret) -> anyhow::Result<()> {
-        let authority = self.authority().await?;
-        let name = names::app_secret(&self.name);
-        let existing = bounded(
-            "read the application's Secret",
-            self.secrets().get_opt(&name),
-        )
-        .await?;
-        let kept = existing
-            .as_ref()
-            .and_then(|s| text(s, "password").ok())
-            .filter(|p| !p.is_empty());
-        let password = kept.unwrap_or_else(new_password);
-        let data = wanted.data(&password, &authority.certificate);
-        let content: Vec<(&str, String)> =
-            data.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
-        let hash = wanted.hash(&certificates::fingerprint(authority.certificate.as_bytes()));
-        self.put_secret(&name, &[], Some(&hash), &content).await
-    }
-
-    /// Makes or brings up to date a Secret of this store; never one of somebody else.
-    async fn put_secret(
-        &self,
-        name: &str,
-        extra: &[(&str, &str)],
-        hash: Option<&str>,
-        content: &[(&str, String)],
-    ) -> anyhow::Result<()> {
-        let mut metadata = build::metadata(self.store, name, extra);
-        if let Some(hash) = hash {
-            metadata["annotations"] = json!({ build::HASH: hash });
-        }
-        let data: serde_json::Map<String, Value> = content
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), json!(v)))
-            .collect();
-        let mut value = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data, "type": "Opaque" });
-        match bounded("read a Secret", self.secrets().get_opt(name)).await? {
-            None => self.create(Object::Secret, &value).await,
-            Some(found) => {
-                self.must_own("Secret", name, found.labels(), found.owner_references())?;
-                value["metadata"]["resourceVersion"] = json!(found.resource_version());
-                let secret: Secret = serde_json::from_value(value)?;
-                bounded(
-                    "replace a Secret",
-                    self.secrets()
-                        .replace(name, &PostParams::default(), &secret),
-                )
-                .await?;
-                Ok(())
-            }
-        }
     }
 
     fn resource(object: Object) -> ApiResource {
@@ -549,23 +458,6 @@ fn short(note: &str) -> String {
 
 /// Field manager of the finalizer alone, so that an apply of the status doesn't drop it.
 const FINALIZER_MANAGER: &str = "domicile-operator-finalizer";
-
-fn text(secret: &Secret, key: &str) -> anyhow::Result<String> {
-    let bytes = secret
-        .data
-        .as_ref()
-        .and_then(|d| d.get(key))
-        .with_context(|| format!("Secret {} has no key {key}", secret.name_any()))?;
-    Ok(String::from_utf8(bytes.0.clone())?)
-}
-
-/// 192 bits, URL-safe.
-fn new_password() -> String {
-    use base64::Engine as _;
-    let mut bytes = [0u8; 24];
-    rand::rng().fill_bytes(&mut bytes);
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
-}
 
 fn already_exists(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.is_already_exists())

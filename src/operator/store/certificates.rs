@@ -1,16 +1,21 @@
 //! The store's own certificate authority and its instances' certificates.
 //!
-//! Owns how they are made and when they are renewed. One authority per store: a certificate of one store is
-//! worth nothing at another.
+//! Owns how they are made and when an instance's is renewed (when an authority is: `rotation`). Authorities are a
+//! store's own: a certificate of one store is worth nothing at another.
 //! Never logs key material and never keeps it beyond the call that makes it.
+
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData,
 };
 use sha2::{Digest, Sha256};
+
+use crate::pki;
 
 /// How long an authority lasts.
 const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(24 * 3650);
@@ -21,30 +26,123 @@ const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 30);
 /// Certificates begin this much earlier, for clocks that are behind.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_hours(1);
 
-/// What is known of a certificate without its key.
+/// How long before its end an instance's certificate is signed by an authority that not all are known to trust:
+/// later nobody would accept it anyway.
+const LAST_RESORT: SignedDuration = SignedDuration::from_hours(24 * 7);
+
+/// What is known of an instance's certificate without its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// When it begins.
     pub not_before: Timestamp,
     /// When it ends.
     pub not_after: Timestamp,
-    /// SHA-256 of the authority's certificate beside it, in hex.
-    pub authority: String,
+    /// [`fingerprint`] of the authorities beside it.
+    pub bundle: String,
+    /// Who signed it ([`pki::signer`]).
+    pub signer: Option<String>,
     /// Its DNS names, sorted.
     pub names: Vec<String>,
 }
 
 impl Facts {
-    /// Whether it should be made anew: it ends soon, another authority signed it, or it lacks a name.
+    /// Whether it should be made anew: it ends soon, another authority signed it than the one that signs now, or it
+    /// lacks a name. While not all instances are known to trust `signer`, one that another authority signed is kept
+    /// as long as it can be.
     #[must_use]
-    pub fn outdated(&self, now: Timestamp, authority: &str, names: &[String]) -> bool {
-        now.saturating_add(RENEW_BEFORE)
-            .is_ok_and(|soon| soon >= self.not_after)
-            // Made by a clock that has been set back since: nobody would accept it.
-            || self.not_before > now
-            || self.authority != authority
-            || names.iter().any(|name| !self.names.contains(name))
+    pub fn outdated(&self, now: Timestamp, signer: &str, trusted: bool, names: &[String]) -> bool {
+        let ends_within = |time| {
+            now.saturating_add(time)
+                .is_ok_and(|soon| soon >= self.not_after)
+        };
+        let same = self.signer.as_deref() == Some(signer);
+        // Made by a clock that has been set back since: nobody would accept it.
+        let unusable = self.not_before > now || ends_within(LAST_RESORT);
+        let wanting = !same
+            || ends_within(RENEW_BEFORE)
+            || names.iter().any(|name| !self.names.contains(name));
+        unusable || (wanting && (same || trusted))
     }
+
+    /// Whether it ends so soon that its renewal must have failed for weeks.
+    #[must_use]
+    pub fn ending(&self, now: Timestamp) -> bool {
+        now.saturating_add(LAST_RESORT)
+            .is_ok_and(|soon| soon >= self.not_after)
+    }
+}
+
+/// What is known of an authority without its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its identifier ([`pki::id`]).
+    pub id: String,
+    /// When it ends.
+    pub not_after: Timestamp,
+}
+
+/// What is known of a store's authorities: the one that signs, and in a rotation its successor or predecessors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authorities {
+    /// It signs.
+    pub active: Known,
+    /// It is to sign once it is trusted.
+    pub next: Option<Known>,
+    /// They signed, and are still trusted.
+    pub old: Vec<String>,
+    /// Before this `next` doesn't sign: clients read its certificate until then.
+    pub switch_after: Option<Timestamp>,
+    /// [`fingerprint`] of all of them together, as instances and clients get them.
+    pub bundle: String,
+}
+
+/// The keys of the Secret with a store's authorities.
+pub mod keys {
+    /// Who signs.
+    pub const ACTIVE: (&str, &str) = ("ca.crt", "ca.key");
+    /// Who is to sign.
+    pub const NEXT: (&str, &str) = ("next.crt", "next.key");
+    /// Who signed.
+    pub const OLD: &str = "old.crt";
+    /// Annotation: when the next may sign at the earliest.
+    pub const SWITCH_AFTER: &str = "domicile.dev/switch-after";
+}
+
+/// Reads what is known of a store's authorities. `None` if the one that signs is damaged.
+#[must_use]
+pub fn authorities(secret: &Secret) -> Option<Authorities> {
+    let known = |(certificate, key)| {
+        let facts = facts(secret, certificate, key)?;
+        let pem = secret.data.as_ref()?.get(certificate)?;
+        Some(Known {
+            id: pki::authorities(&pem.0).into_iter().next()?,
+            not_after: facts.not_after,
+        })
+    };
+    let old = secret.data.as_ref()?.get(keys::OLD);
+    Some(Authorities {
+        active: known(keys::ACTIVE)?,
+        next: known(keys::NEXT),
+        old: old.map(|o| pki::authorities(&o.0)).unwrap_or_default(),
+        switch_after: secret
+            .annotations()
+            .get(keys::SWITCH_AFTER)
+            .and_then(|at| at.parse().ok()),
+        bundle: fingerprint(bundle(secret).as_bytes()),
+    })
+}
+
+/// All authorities of a store's Secret, PEM, the one that signs first. A store that has never rotated has one.
+#[must_use]
+pub fn bundle(secret: &Secret) -> String {
+    let part = |key: &str| {
+        let bytes = secret.data.as_ref()?.get(key)?;
+        Some(std::str::from_utf8(&bytes.0).ok()?.to_owned())
+    };
+    [keys::ACTIVE.0, keys::NEXT.0, keys::OLD]
+        .into_iter()
+        .filter_map(part)
+        .collect()
 }
 
 /// A certificate and its key, PEM. No `Debug`: it would print the key.
@@ -60,9 +158,10 @@ pub struct Pair {
 #[must_use]
 pub fn facts(secret: &Secret, certificate: &str, key: &str) -> Option<Facts> {
     let data = secret.data.as_ref()?;
-    let (_, pem) = x509_parser::pem::parse_x509_pem(&data.get(certificate)?.0).ok()?;
+    let pem_bytes = &data.get(certificate)?.0;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem_bytes).ok()?;
     let private = KeyPair::from_pem(std::str::from_utf8(&data.get(key)?.0).ok()?).ok()?;
-    let authority = data
+    let bundle = data
         .get("ca.crt")
         .map(|ca| fingerprint(&ca.0))
         .unwrap_or_default();
@@ -89,9 +188,30 @@ pub fn facts(secret: &Secret, certificate: &str, key: &str) -> Option<Facts> {
     Some(Facts {
         not_before: Timestamp::from_second(parsed.validity().not_before.timestamp()).ok()?,
         not_after: Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()?,
-        authority,
+        bundle,
+        signer: pki::signer(pem_bytes),
         names,
     })
+}
+
+/// The authorities of a bundle, each once and at most [`pki::MOST`], without those that have ended.
+#[must_use]
+pub fn distinct(bundle: &str, now: Timestamp) -> String {
+    let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    let mut seen = BTreeMap::new();
+    for pem in pem::parse_many(bundle).unwrap_or_default() {
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(pem.contents()) else {
+            continue;
+        };
+        if let Some(id) = pki::id(&parsed)
+            && parsed.validity().not_after.timestamp() > now.as_second()
+            && seen.len() < pki::MOST - 2
+        {
+            seen.entry(id)
+                .or_insert_with(|| pem::encode_config(&pem, lines));
+        }
+    }
+    seen.into_values().collect()
 }
 
 /// SHA-256 of a PEM file's bytes, in hex.
@@ -109,8 +229,10 @@ pub fn fingerprint(pem: &[u8]) -> String {
 /// If the system has no randomness or the names can't be encoded.
 pub fn new_authority(store: &str, namespace: &str, now: Timestamp) -> anyhow::Result<Pair> {
     let key = KeyPair::generate()?;
+    // The hour tells it from its successor, for clients that look for an authority by its name.
+    let hour = now.strftime("%Y-%m-%dT%HZ");
     let mut params = params(
-        &format!("{store}.{namespace} store authority"),
+        &format!("{hour} {store}.{namespace} store authority"),
         &[],
         now,
         AUTHORITY_LIFE,
@@ -210,31 +332,68 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_renewed_before_its_end_after_a_new_authority_and_for_a_new_name() {
+    fn a_certificate_is_renewed_before_its_end_for_a_new_authority_and_for_a_new_name() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let ca = new_authority("consumers", "records", now).unwrap();
         let wanted = dns_names("consumers", "records", "consumers-1");
         let leaf = issue(&ca, "consumers-1", &wanted, now).unwrap();
         let facts = read(&leaf.certificate, &leaf.key, &ca.certificate).unwrap();
-        let authority = fingerprint(ca.certificate.as_bytes());
+        let id = pki::authorities(ca.certificate.as_bytes()).remove(0);
+        assert_eq!(facts.signer.as_deref(), Some(id.as_str()));
+        let after = |days: i64| now + SignedDuration::from_hours(24 * days);
 
-        assert!(!facts.outdated(now, &authority, &wanted));
-        assert!(!facts.outdated(
-            now + SignedDuration::from_hours(24 * 59),
-            &authority,
-            &wanted
-        ));
-        assert!(facts.outdated(
-            now + SignedDuration::from_hours(24 * 61),
-            &authority,
-            &wanted
-        ));
+        assert!(!facts.outdated(now, &id, false, &wanted));
+        assert!(!facts.outdated(after(59), &id, false, &wanted));
+        assert!(facts.outdated(after(61), &id, false, &wanted));
+        let before = now - SignedDuration::from_hours(2);
         assert!(
-            facts.outdated(now - SignedDuration::from_hours(2), &authority, &wanted),
+            facts.outdated(before, &id, false, &wanted),
             "the clock went back"
         );
-        assert!(facts.outdated(now, "another", &wanted));
-        assert!(facts.outdated(now, &authority, &["new.name".to_owned()]));
+        assert!(facts.outdated(now, &id, false, &["new.name".to_owned()]));
+        assert!(facts.outdated(now, "another", true, &wanted));
+        assert!(
+            !facts.outdated(after(82), "another", false, &wanted),
+            "nobody would believe it"
+        );
+        assert!(
+            facts.outdated(after(84), "another", false, &wanted),
+            "in a week nobody would believe the old one either"
+        );
+        assert!(facts.ending(after(84)) && !facts.ending(after(82)));
+    }
+
+    #[test]
+    fn authorities_are_told_apart_and_handed_out_together() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let made = || new_authority("consumers", "records", now).unwrap();
+        let (first, second, third) = (made(), made(), made());
+        let id = |pair: &Pair| pki::authorities(pair.certificate.as_bytes()).remove(0);
+        let mut secret = secret("", "", &first.certificate);
+        let data = secret.data.as_mut().unwrap();
+        for (key, value) in [
+            ("ca.key", &first.key),
+            ("next.crt", &second.certificate),
+            ("next.key", &second.key),
+            ("old.crt", &third.certificate),
+        ] {
+            data.insert(key.into(), ByteString(value.as_bytes().to_vec()));
+        }
+        let known = authorities(&secret).unwrap();
+        assert_eq!(known.active.id, id(&first));
+        assert_eq!(known.next.unwrap().id, id(&second));
+        assert_eq!(known.old, [id(&third)]);
+        let mut all = [id(&first), id(&second), id(&third)];
+        all.sort();
+        let bundle = bundle(&secret);
+        assert_eq!(pki::authorities(bundle.as_bytes()), all);
+        assert!(bundle.starts_with(&first.certificate));
+
+        let data = secret.data.as_mut().unwrap();
+        data.insert("next.key".into(), ByteString(third.key.into_bytes()));
+        assert_eq!(authorities(&secret).unwrap().next, None, "another's key");
+        secret.data.as_mut().unwrap().remove("ca.key");
+        assert_eq!(authorities(&secret), None);
     }
 
     #[test]

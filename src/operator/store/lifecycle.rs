@@ -16,6 +16,7 @@ use super::found::initialised;
 use super::leader::{Leader, instance_of};
 use super::observe::Observed;
 use super::plan::{Instance, bound};
+use super::rotation;
 use super::step::{Object, Step};
 use super::validate::{Lawful, data_of_instance};
 use crate::api::privacy_data_store::{DeletionPolicy, Durability, InstanceRole, InstanceStatus};
@@ -37,14 +38,24 @@ pub fn certify(
         &store.namespace().unwrap_or_default(),
         &instance.name,
     );
-    let authority = observed.authority.as_ref().map(|a| a.authority.as_str());
+    let authorities = observed.authorities.as_ref();
     let current = observed.certificates.get(&instance.name);
-    let good = authority.is_some_and(|a| current.is_some_and(|c| !c.outdated(now, a, &wanted)));
-    if !good {
-        steps.push(Step::IssueCertificate {
+    match (authorities, current) {
+        // The authority was lost, and is made anew first: others don't trust it yet.
+        (None, Some(_)) => {}
+        (Some(a), Some(c))
+            if !c.outdated(now, &a.active.id, rotation::trusted(observed, a), &wanted) =>
+        {
+            if c.bundle != a.bundle {
+                steps.push(Step::Entrust {
+                    instance: instance.name.clone(),
+                });
+            }
+        }
+        _ => steps.push(Step::IssueCertificate {
             instance: instance.name.clone(),
             names: wanted,
-        });
+        }),
     }
 }
 
@@ -191,7 +202,7 @@ pub fn ending(claim: &PersistentVolumeClaim) -> bool {
 }
 
 /// Evicted, or ended otherwise: such a pod never runs again.
-fn finished(pod: &Pod) -> bool {
+pub(super) fn finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     matches!(phase, Some("Failed" | "Succeeded"))
 }

@@ -20,6 +20,7 @@ pub mod observe;
 pub mod plan;
 pub mod report;
 pub mod requests;
+pub mod rotation;
 pub mod step;
 pub mod validate;
 mod verdicts;

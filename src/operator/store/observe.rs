@@ -48,8 +48,8 @@ pub struct Observed {
     pub volumes: BTreeMap<String, Volume>,
     /// The store's other objects, by kind and name.
     pub children: BTreeMap<(ChildKind, String), DynamicObject>,
-    /// The certificate authority, if there is one.
-    pub authority: Option<certificates::Facts>,
+    /// The certificate authorities, if there is one that signs.
+    pub authorities: Option<certificates::Authorities>,
     /// Instances' certificates, by instance.
     pub certificates: BTreeMap<String, certificates::Facts>,
     /// Hash annotation of the application's Secret, if it exists.
@@ -133,7 +133,7 @@ pub async fn observe(
         pods: pods.items,
         claims: claims.items,
         children,
-        authority: None,
+        authorities: None,
         certificates: BTreeMap::new(),
         app_secret: None,
         secrets: BTreeMap::new(),
@@ -242,7 +242,7 @@ impl Observed {
                     .unwrap_or_default(),
             );
         } else if secret_name == names::ca_secret(store) {
-            self.authority = certificates::facts(secret, "ca.crt", "ca.key");
+            self.authorities = certificates::authorities(secret);
         } else if let Some(instance) = secret.labels().get(labels::INSTANCE)
             && let Some(facts) = certificates::facts(secret, "tls.crt", "tls.key")
         {

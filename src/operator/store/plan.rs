@@ -25,7 +25,7 @@ use super::lifecycle::{Farewell, certify, farewell, populate, renew, retire};
 use super::observe::Observed;
 use super::step::{Object, Step};
 use super::validate::{Lawful, validate};
-use super::{lost, requests};
+use super::{lost, requests, rotation};
 use crate::api::residency_policy::Data;
 use crate::api::{labels, names};
 use crate::placement::{self, Existing, Placed, Site};
@@ -150,6 +150,7 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
         certify(observed, instance, now, &mut steps);
         populate(observed, &lawful, instance, leader, settings, &mut steps);
     }
+    let rotating = rotation::rotate(observed, &instances, now, &mut steps);
     lost::replace(observed, &instances, leader, now, &mut steps);
     let renewing = renew(observed, &instances, &primary, settings, &mut steps);
     let going = Farewell::of(observed, &lawful, &placement, &instances, &outside, leader);
@@ -162,13 +163,15 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
         steps.push(Step::TellFailover(told));
     }
     instances.sort_by_key(|i| i.place.slot);
-    let draft = assess::assess(
+    let mut draft = assess::assess(
         observed, &lawful, &placement, &instances, &outside, &going, leader,
     );
+    let certified = rotation::verdict(observed, &instances, now);
+    draft.verdicts.push(certified);
     Plan {
         steps,
         draft,
-        again,
+        again: again.into_iter().chain(rotating).min(),
     }
 }
 
@@ -346,15 +349,15 @@ fn furnish(
             Some(_) => {}
         }
     }
-    let authority = observed.authority.as_ref();
-    if authority.is_none_or(|a| a.not_after <= now) {
+    let authorities = observed.authorities.as_ref();
+    if authorities.is_none_or(|a| a.active.not_after <= now) {
         steps.push(Step::CreateAuthority);
     }
     let secret = AppSecret::new(&observed.store, placed, |r| {
         lawful.permissions.permits(Data::Primary, r)
     });
-    let fingerprint = authority.map(|a| a.authority.as_str()).unwrap_or_default();
-    if observed.app_secret.as_deref() != Some(secret.hash(fingerprint).as_str()) {
+    let bundle = authorities.map(|a| a.bundle.as_str()).unwrap_or_default();
+    if observed.app_secret.as_deref() != Some(secret.hash(bundle).as_str()) {
         steps.push(Step::WriteAppSecret(Box::new(secret)));
     }
 }

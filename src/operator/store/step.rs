@@ -2,6 +2,7 @@
 //!
 //! Data only: printable, comparable by eye, executed by `apply` and decided by `plan`.
 
+use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use serde_json::Value;
@@ -27,8 +28,28 @@ pub enum Step {
         /// Who was on record when this was decided.
         instead_of: Option<String>,
     },
-    /// Make the store's certificate authority.
+    /// Make the store's certificate authority. Those that instances trust already go on being trusted.
     CreateAuthority,
+    /// Make the authority that is to follow, and have it trusted.
+    AnnounceAuthority {
+        /// It doesn't sign before.
+        switch_after: Timestamp,
+    },
+    /// Let the next authority sign.
+    SwitchAuthority {
+        /// Its identifier.
+        next: String,
+    },
+    /// Trust no other authority than this any more.
+    RetireAuthorities {
+        /// The identifier of the one that signs.
+        active: String,
+    },
+    /// Hand the present authorities to an instance, which keeps its certificate.
+    Entrust {
+        /// The instance.
+        instance: String,
+    },
     /// Make or renew an instance's certificate.
     IssueCertificate {
         /// The instance.
@@ -118,6 +139,14 @@ impl fmt::Display for Step {
                 write!(f, "record {name} as primary of term {term}")
             }
             Self::CreateAuthority => write!(f, "create the certificate authority"),
+            Self::AnnounceAuthority { switch_after } => {
+                write!(f, "announce an authority that signs after {switch_after}")
+            }
+            Self::SwitchAuthority { next } => write!(f, "let authority {next} sign"),
+            Self::RetireAuthorities { active } => {
+                write!(f, "retire all authorities but {active}")
+            }
+            Self::Entrust { instance } => write!(f, "hand the authorities to {instance}"),
             Self::IssueCertificate { instance, .. } => {
                 write!(f, "issue a certificate to {instance}")
             }

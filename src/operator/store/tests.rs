@@ -4,6 +4,7 @@ mod attest;
 mod drift;
 mod failover;
 mod residency;
+mod rotation;
 mod world;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

@@ -5,12 +5,12 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodCondition, PodStatus};
 use kube::ResourceExt;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::super::assess::pod_ready;
 use super::super::build::Settings;
-use super::super::certificates::Facts;
+use super::super::certificates::{Authorities, Facts, Known};
 use super::super::leader::{self, Leader};
 use super::super::lost::Volume;
 use super::super::observe::Observed;
@@ -98,6 +98,10 @@ pub(super) struct World {
     pub(super) local: bool,
     /// Events: reason and note.
     pub(super) told: Vec<(String, String)>,
+    /// Authorities made so far.
+    made: u32,
+    /// To these instances a changed Secret hasn't come yet.
+    pub(super) unread: BTreeSet<String>,
 }
 
 impl World {
@@ -121,7 +125,7 @@ impl World {
                 pods: vec![],
                 claims: vec![],
                 children: BTreeMap::new(),
-                authority: None,
+                authorities: None,
                 certificates: BTreeMap::new(),
                 app_secret: None,
                 secrets: BTreeMap::new(),
@@ -132,7 +136,33 @@ impl World {
             now: NOW,
             local: false,
             told: vec![],
+            made: 0,
+            unread: BTreeSet::new(),
         }
+    }
+
+    fn new_authority(&mut self) -> Known {
+        self.made += 1;
+        Known {
+            id: format!("ca-{}", self.made),
+            not_after: self.now + SignedDuration::from_hours(24 * 3650),
+        }
+    }
+
+    fn hold(&mut self, active: Known, next: Option<Known>, mut old: Vec<String>) {
+        old.retain(|id| *id != active.id);
+        let next_id = next.as_ref().map(|n| n.id.clone());
+        let all = [active.id.clone()]
+            .into_iter()
+            .chain(next_id)
+            .chain(old.clone());
+        self.seen.authorities = Some(Authorities {
+            bundle: all.collect::<Vec<_>>().join("+"),
+            active,
+            next,
+            old,
+            switch_after: None,
+        });
     }
 
     pub(super) fn plan(&self) -> Plan {
@@ -169,21 +199,49 @@ impl World {
                 status.term = Some(term);
             }),
             Step::CreateAuthority => {
-                self.seen.authority = Some(facts("ca", &[]));
+                let active = self.new_authority();
+                let certificates = self.seen.certificates.values();
+                let old: BTreeSet<String> = certificates
+                    .flat_map(|f| f.bundle.split('+').map(str::to_owned))
+                    .collect();
+                self.hold(active, None, old.into_iter().collect());
                 self.seen.secrets.insert("consumers-ca".into(), uid);
             }
+            Step::AnnounceAuthority { switch_after } => {
+                let a = self.seen.authorities.clone().unwrap();
+                assert_eq!(a.next, None, "one at a time");
+                let next = self.new_authority();
+                self.hold(a.active, Some(next), a.old);
+                self.seen.authorities.as_mut().unwrap().switch_after = Some(switch_after);
+            }
+            Step::SwitchAuthority { next } => {
+                let mut a = self.seen.authorities.clone().unwrap();
+                let successor = a.next.take().unwrap();
+                assert_eq!(successor.id, next);
+                a.old.push(a.active.id);
+                self.hold(successor, None, a.old);
+            }
+            Step::RetireAuthorities { active } => {
+                let a = self.seen.authorities.clone().unwrap();
+                assert_eq!(a.active.id, active);
+                self.hold(a.active, a.next, vec![]);
+            }
+            Step::Entrust { instance } => {
+                let bundle = self.seen.authorities.as_ref().unwrap().bundle.clone();
+                self.seen.certificates.get_mut(&instance).unwrap().bundle = bundle;
+            }
             Step::IssueCertificate { instance, names } => {
-                assert!(
-                    self.seen.authority.is_some(),
-                    "no certificate without an authority"
-                );
-                self.seen
-                    .certificates
-                    .insert(instance.clone(), facts("ca", &names));
+                let authorities = self.seen.authorities.as_ref();
+                let authorities = authorities.expect("no certificate without an authority");
+                let mut facts = facts(authorities, &names);
+                facts.not_before = self.now;
+                facts.not_after = self.now + SignedDuration::from_hours(24 * 90);
+                self.seen.certificates.insert(instance.clone(), facts);
                 self.seen.secrets.insert(names::tls_secret(&instance), uid);
             }
             Step::WriteAppSecret(secret) => {
-                self.seen.app_secret = Some(secret.hash("ca"));
+                let bundle = &self.seen.authorities.as_ref().unwrap().bundle;
+                self.seen.app_secret = Some(secret.hash(bundle));
                 self.seen.secrets.insert("consumers-app".into(), uid);
             }
             Step::Create(object, mut value) => {
@@ -374,6 +432,8 @@ impl World {
             return;
         };
         let (old, term) = (name.to_owned(), term.max(2));
+        let certificates = self.seen.certificates.clone();
+        let unread = self.unread.clone();
         self.store(|s| {
             let status = s.status.get_or_insert_default();
             for name in &up {
@@ -410,6 +470,12 @@ impl World {
                     InstanceRole::Standby
                 });
                 entry.ready = Some(true);
+                if let Some(facts) = certificates.get(&entry.name)
+                    && !unread.contains(&entry.name)
+                {
+                    entry.trusts = facts.bundle.split('+').map(str::to_owned).collect();
+                    entry.signed_by.clone_from(&facts.signer);
+                }
                 entry.term = Some(term);
                 entry.durable = is_primary.then_some(true);
                 entry.system_identifier = Some("7".into());
@@ -540,11 +606,12 @@ pub(super) fn ready() -> PodCondition {
     }
 }
 
-pub(super) fn facts(authority: &str, names: &[String]) -> Facts {
+pub(super) fn facts(authorities: &Authorities, names: &[String]) -> Facts {
     Facts {
         not_before: NOW,
         not_after: NOW + SignedDuration::from_hours(24 * 90),
-        authority: authority.into(),
+        bundle: authorities.bundle.clone(),
+        signer: Some(authorities.active.id.clone()),
         names: names.to_vec(),
     }
 }
