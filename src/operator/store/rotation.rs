@@ -46,6 +46,8 @@ enum Stage<'a> {
     Announced(&'a Known, Vec<String>),
     /// The next authority signs; these use another's certificate yet.
     Signing(Vec<String>),
+    /// The former authority is taken away; these still trust it.
+    Retiring(Vec<String>),
 }
 
 /// Whether every instance that runs trusts the authority that signs.
@@ -71,7 +73,7 @@ pub fn rotate(
             steps.push(tell(told::REFUSED, true, why.clone()));
         }
         // Once it is under way, or can't be.
-        if asked.is_err() || stage != Stage::Settled {
+        if asked.is_err() || matches!(stage, Stage::Announced(..) | Stage::Signing(_)) {
             steps.push(Step::RemoveAnnotation {
                 name: labels::ROTATE_AUTHORITY,
                 value: value.clone(),
@@ -117,7 +119,7 @@ pub fn rotate(
         Stage::Signing(waits) if waits.is_empty() => {
             let old: Vec<&str> = authorities.old.iter().map(|o| short(o)).collect();
             let note = format!(
-                "{} is no longer trusted; authority {} signs",
+                "{} is taken away, and nobody is to trust it any more; authority {} signs",
                 old.join(", "),
                 short(active)
             );
@@ -127,7 +129,7 @@ pub fn rotate(
             steps.push(tell(told::RETIRED, false, note));
             None
         }
-        Stage::Announced(..) | Stage::Signing(_) => None,
+        Stage::Announced(..) | Stage::Signing(_) | Stage::Retiring(_) => None,
     }
 }
 
@@ -178,6 +180,13 @@ pub fn verdict(observed: &Observed, instances: &[Instance<'_>], now: Timestamp) 
             };
             Verdict::new(kind, true, reasons::ROTATING, words)
         }
+        Stage::Retiring(waits) => {
+            let words = format!(
+                "authority {active} signs; a former one is still trusted by {}",
+                waits.join(", ")
+            );
+            Verdict::new(kind, true, reasons::ROTATING, words)
+        }
         Stage::Signing(waits) => {
             let words = format!(
                 "authority {active} signs; the former one is trusted until new certificates are used by {}",
@@ -209,10 +218,19 @@ fn stage<'a>(
         waits.dedup();
         return Stage::Announced(next, waits);
     }
-    if authorities.old.is_empty() {
-        return Stage::Settled;
-    }
     let active = Some(authorities.active.id.as_str());
+    if authorities.old.is_empty() {
+        let alone = |e: &InstanceStatus| e.trusts.iter().all(|id| Some(id.as_str()) == active);
+        let mut late = running(observed, alone);
+        // Whoever hasn't said anything yet doesn't hold up anything.
+        late.retain(|name| entry(observed, name).is_some());
+        late.sort();
+        return if late.is_empty() {
+            Stage::Settled
+        } else {
+            Stage::Retiring(late)
+        };
+    }
     secrets(&|f| f.signer.as_deref() == active);
     waits.extend(running(observed, |e| e.signed_by.as_deref() == active));
     waits.sort();

@@ -130,8 +130,23 @@ fn it_waits_for_whoever_has_not_read_it_and_says_for_whom() {
     );
     world.unread.clear();
     world.run_pods();
+    world.unread = ["consumers-1".to_owned()].into();
     world.settle();
     assert_eq!(bundle(&world), "ca-2");
+    assert_eq!(
+        certified(&world),
+        (
+            reasons::ROTATING.to_owned(),
+            "authority ca-2 signs; a former one is still trusted by consumers-1".to_owned()
+        )
+    );
+    ask(&mut world, "0s");
+    world.settle();
+    assert!(asked(&world), "one after the other");
+    world.unread.clear();
+    world.run_pods();
+    world.settle();
+    assert_eq!(bundle(&world), "ca-3");
 }
 
 #[test]
