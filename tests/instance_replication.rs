@@ -91,6 +91,53 @@ fn follow(bed: &Bed, standby: &Node, instance: u32) {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
 }
 
+/// With the key of an instance a thief gets as far as PostgreSQL's walsender, and no further.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_replicates_with_a_stolen_key_is_cut_off_and_told_of() {
+    bounded(async {
+        let (bed, primary, standby) = pair().await;
+        let wal = bed.path(2, "stolen");
+        std::fs::create_dir(&wal).unwrap();
+        let tls = |file: &str| standby.config.tls.join(file).display().to_string();
+        // PostgreSQL's clients refuse a key that others may read.
+        let key = bed.path(2, "stolen.key");
+        std::fs::copy(tls("tls.key"), &key).unwrap();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&key, private).unwrap();
+        for (victim, host) in [(&primary, 1), (&standby, 2)] {
+            // Its own name in the certificate is the other's.
+            let (stolen, name) = (tls("tls.crt"), format!("s-{host}"));
+            let conninfo = format!(
+                "host={name} hostaddr={} port={PORT} user=domicile_replication sslmode=verify-full sslrootcert={} sslcert={stolen} sslkey={}",
+                bed.address(host),
+                tls("ca.crt"),
+                key.display(),
+            );
+            let begin = std::time::Instant::now();
+            let mut thief = tokio::process::Command::new(bin().join("pg_receivewal"));
+            thief.args(["--no-loop", "--dbname", &conninfo, "--directory"]).arg(&wal);
+            let thief = thief.output().await.unwrap();
+            let said = String::from_utf8_lossy(&thief.stderr).into_owned();
+            assert!(
+                said.contains("terminating connection due to administrator command"),
+                "{said}"
+            );
+            println!("{name} cut it off after {:.1} s", begin.elapsed().as_secs_f64());
+            let told = |instance| bed.entry(instance).strangers;
+            until("it is told", async || !told(u32::from(host)).is_empty()).await;
+            let words = told(u32::from(host)).remove(0);
+            assert!(words.contains("with the certificate of s-2, as \"pg_receivewal\""), "{words}");
+            let (_, metrics) = victim.http("/metrics").await.unwrap();
+            assert!(metrics.contains("domicile_instance_strangers_cut_total 1"));
+        }
+        // The store's own goes on.
+        primary.app_sql("CREATE TABLE t (v int)").await.unwrap();
+        standby.stop().await;
+        primary.stop().await;
+    })
+    .await;
+}
+
 /// A driver that tries every host of the application's URI would take it for the primary; and its log has an era that
 /// nobody voted for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -54,6 +54,8 @@ pub mod reasons {
     pub const OUTSIDE: &str = "Outside";
     /// A copy that was outside is stopped there; its volume is kept.
     pub const FENCED: &str = "Fenced";
+    /// Somebody who is none of the store's instances replicates from it, and is cut off.
+    pub const STRANGER: &str = "Stranger";
     /// The volume of a copy outside was erased, as its policy says.
     pub const ERASED: &str = "Erased";
     /// What was seen could not be signed or kept.

@@ -511,6 +511,12 @@ pub struct InstanceStatus {
     #[schemars(length(max = 128))]
     pub signed_by: Option<String>,
 
+    /// Who replicated from it within the last minute and is none of the store's instances. By the instance, which cuts
+    /// them off.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4), inner(length(max = 512)))]
+    pub strangers: Vec<String>,
+
     /// Whether the policy permits a primary where it is, and where it is is certain. By the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub may_be_primary: Option<bool>,

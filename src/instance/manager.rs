@@ -27,6 +27,7 @@ use super::reaper::Children;
 use super::session::Session;
 use super::status::Status;
 use super::store;
+use super::strangers::Strangers;
 use super::tls::{self, Certificate, Credentials};
 use super::vitals::Vitals;
 use super::volume::Volume;
@@ -139,6 +140,7 @@ pub(super) struct Tend {
     pub pending_asked: Option<Instant>,
     pub trouble: Option<String>,
     pub refusal: Option<String>,
+    pub strangers: Strangers,
 }
 
 enum Wake {

@@ -55,6 +55,7 @@ pub struct Metrics {
     starts: Counter,
     crashes: Counter,
     client_errors: Counter,
+    strangers_cut: Counter,
     work_seconds: Family<Work, Float>,
     free_bytes: Gauge,
     size_bytes: Gauge,
@@ -84,6 +85,7 @@ impl Default for Metrics {
             starts: Counter::default(),
             crashes: Counter::default(),
             client_errors: Counter::default(),
+            strangers_cut: Counter::default(),
             work_seconds: Family::default(),
             free_bytes: Gauge::default(),
             size_bytes: Gauge::default(),
@@ -145,6 +147,11 @@ impl Default for Metrics {
             "postgres_crashes",
             "Ends of PostgreSQL that the manager didn't ask for",
             m.crashes.clone(),
+        );
+        r.register(
+            "strangers_cut",
+            "Replication connections ended that weren't of an instance of this store",
+            m.strangers_cut.clone(),
         );
         r.register(
             "client_errors",
@@ -237,6 +244,11 @@ impl Metrics {
     /// PostgreSQL ended by itself.
     pub fn crashed(&self) {
         self.crashes.inc();
+    }
+
+    /// Somebody's replication was ended.
+    pub fn cut_stranger(&self) {
+        self.strangers_cut.inc();
     }
 
     /// How many errors clients have had so far.

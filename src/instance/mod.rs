@@ -46,6 +46,7 @@ pub mod session;
 pub mod settings;
 pub mod status;
 pub mod store;
+pub mod strangers;
 pub mod sync;
 mod tend;
 pub mod tls;

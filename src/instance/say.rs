@@ -306,6 +306,7 @@ impl Manager {
             trusts: certificate
                 .map(|c| pki::authorities(c.ca()))
                 .unwrap_or_default(),
+            strangers: self.tend.strangers.told(),
             signed_by: certificate.and_then(|c| pki::signer(c.cert())),
             pending_restart: (self.postgres.is_some() && !self.tend.pending_restart.is_empty())
                 .then_some(true),

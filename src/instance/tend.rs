@@ -29,6 +29,8 @@ impl Manager {
         let Some(vitals) = self.vitals.clone() else {
             return;
         };
+        // From a standby as well: it has the same log.
+        self.cut_strangers(&vitals).await;
         match mode {
             Mode::Primary | Mode::Founding if !vitals.in_recovery => {
                 self.note_streaming(&vitals);
@@ -145,6 +147,33 @@ impl Manager {
             // Right after a reload the answer may still be the old one: ask once more next turn.
             self.tend.pending_asked = (self.tend.pending_restart == pending).then(Instant::now);
             self.tend.pending_restart = pending;
+        }
+    }
+
+    /// Ends the replication of whoever isn't one of the store's instances.
+    async fn cut_strangers(&mut self, vitals: &vitals::Vitals) {
+        let Some(session) = &self.session else { return };
+        let others = store::others(self.store.as_deref(), &self.config);
+        let addresses = self.agent.view.borrow().addresses.clone();
+        // An instance's old walsender is gone by then.
+        let patience = settings::replication_timeout(self.detection()) + 1;
+        let patience = Duration::from_secs(u64::from(patience));
+        let found = self.tend.strangers.look(
+            &vitals.senders,
+            &others,
+            &addresses,
+            patience,
+            Instant::now(),
+        );
+        for stranger in found {
+            let cut = format!("SELECT pg_terminate_backend({})", stranger.pid);
+            match session.execute(&cut).await {
+                Ok(()) => {
+                    warn!("{}: it is cut off", stranger.words);
+                    self.metrics.cut_stranger();
+                }
+                Err(e) => warn!("{}: it can't be cut off: {e:#}", stranger.words),
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::session::Session;
 use super::status::Replica;
+use super::strangers::{Sender, common_name};
 
 /// What PostgreSQL says of itself.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,6 +24,8 @@ pub struct Vitals {
     pub sync_names: String,
     /// Who streams from it.
     pub replicas: Vec<Replica>,
+    /// Whoever replicates from it, by certificate.
+    pub senders: Vec<Sender>,
     /// Its physical slots.
     pub slots: Vec<Slot>,
     /// Its receiver.
@@ -69,6 +72,9 @@ const REPLICAS: &str = "SELECT application_name, coalesce(state, 'startup'), coa
     coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn), 0)::bigint, \
     extract(epoch FROM flush_lag)::float8 FROM pg_stat_replication ORDER BY 1";
 
+const SENDERS: &str = "SELECT r.pid, coalesce(s.client_dn, ''), coalesce(r.application_name, ''), host(r.client_addr) \
+    FROM pg_stat_replication r LEFT JOIN pg_stat_ssl s USING (pid) ORDER BY 1";
+
 const SLOTS: &str = "SELECT slot_name::text, active, coalesce(wal_status = 'lost', false), \
     restart_lsn IS NOT NULL \
     FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary ORDER BY 1";
@@ -84,6 +90,7 @@ const REPLAY: &str = "SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_
 pub struct Queries {
     base: Statement,
     replicas: Statement,
+    senders: Statement,
     slots: Statement,
     receiver: Statement,
     replay: Statement,
@@ -98,6 +105,7 @@ impl Queries {
         Ok(Self {
             base: client.prepare(BASE).await?,
             replicas: client.prepare(REPLICAS).await?,
+            senders: client.prepare(SENDERS).await?,
             slots: client.prepare(SLOTS).await?,
             receiver: client.prepare(RECEIVER).await?,
             replay: client.prepare(REPLAY).await?,
@@ -158,6 +166,15 @@ async fn read(session: &Session) -> anyhow::Result<Vitals> {
                 lag_seconds: row.try_get(4)?,
             });
         }
+    }
+    for row in client.query(&queries.senders, &[]).await? {
+        let address: Option<&str> = row.try_get(3)?;
+        vitals.senders.push(Sender {
+            pid: row.try_get(0)?,
+            certificate: common_name(row.try_get(1)?).to_owned(),
+            name: row.try_get(2)?,
+            address: address.and_then(|a| a.parse().ok()),
+        });
     }
     for row in client.query(&queries.slots, &[]).await? {
         vitals.slots.push(Slot {

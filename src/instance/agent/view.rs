@@ -3,6 +3,8 @@
 //! Owns the two alphabets between agent and manager. Never: carries a decision the other way: the manager starts and
 //! copies what [`View::wanted`] says.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -65,6 +67,8 @@ pub struct View {
     pub ruled: Option<Instant>,
     /// Its copy doesn't count as data.
     pub rebuilding: bool,
+    /// Where the other instances are, as they say themselves.
+    pub addresses: BTreeMap<String, IpAddr>,
     /// Fenced by hand.
     pub fenced: bool,
     /// Why there is no primary, as far as this instance knows.

@@ -37,6 +37,8 @@ pub struct Outside {
     pub running: BTreeMap<String, String>,
     /// Instances that don't run, and whose volumes lie outside.
     pub kept: BTreeMap<String, String>,
+    /// Who replicates from it and is none of it.
+    pub strangers: Vec<String>,
     /// What can't be known.
     pub unsure: Vec<String>,
     /// Of those whose volumes are kept: no node inside reaches them.
@@ -110,6 +112,7 @@ impl Outside {
                 );
             }
         }
+        found.strangers = strangers(observed);
         found.unsure.sort();
         found.since = (!found.running.is_empty()).then(|| first_told(observed).unwrap_or(now));
         found
@@ -236,12 +239,15 @@ impl Outside {
         words.extend(said(&self.kept).into_iter().map(|w| {
             format!("{w} (delete the claim once nobody needs it, or bring its node back inside)")
         }));
+        words.extend(self.strangers.iter().cloned());
         let kind = conditions::RESIDENT;
         if !words.is_empty() {
-            let reason = if self.running.is_empty() {
-                reasons::FENCED
-            } else {
+            let reason = if !self.running.is_empty() {
                 reasons::OUTSIDE
+            } else if !self.strangers.is_empty() {
+                reasons::STRANGER
+            } else {
+                reasons::FENCED
             };
             conditions::Verdict::new(kind, false, reason, words.join("; "))
         } else if !self.unsure.is_empty() {
@@ -252,6 +258,19 @@ impl Outside {
             conditions::Verdict::new(kind, true, reasons::AS_SPECIFIED, words)
         }
     }
+}
+
+/// Who replicates from instances that run and is none of the store's, as they say.
+fn strangers(observed: &Observed) -> Vec<String> {
+    let entries = observed.store.status.iter().flat_map(|s| &s.instances);
+    entries
+        .filter(|e| observed.pods.iter().any(|p| p.name_any() == e.name))
+        .flat_map(|e| {
+            e.strangers
+                .iter()
+                .map(|words| format!("{words}; {} cuts it off", e.name))
+        })
+        .collect()
 }
 
 /// Since when the store's status says that something is outside.

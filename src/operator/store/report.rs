@@ -124,7 +124,8 @@ fn event(old: &[Condition], new: &[Condition]) -> Option<Event> {
     if ready(old).is_some_and(|before| before.status == now.status && before.reason == now.reason) {
         return None;
     }
-    let outside = [reasons::OUTSIDE, reasons::FENCED].contains(&now.reason.as_str());
+    let outside =
+        [reasons::OUTSIDE, reasons::FENCED, reasons::STRANGER].contains(&now.reason.as_str());
     let warns = outside || conditions::is_true(new, conditions::STALLED);
     // Events take at most 1 kB of note.
     let note: String = now.message.chars().take(900).collect();
