@@ -135,12 +135,15 @@ pub fn authorities(secret: &Secret) -> Option<Authorities> {
 /// All authorities of a store's Secret, PEM, the one that signs first. A store that has never rotated has one.
 #[must_use]
 pub fn bundle(secret: &Secret) -> String {
+    // One whose key is damaged will never sign.
+    let next = facts(secret, keys::NEXT.0, keys::NEXT.1).map(|_| keys::NEXT.0);
     let part = |key: &str| {
         let bytes = secret.data.as_ref()?.get(key)?;
         Some(std::str::from_utf8(&bytes.0).ok()?.to_owned())
     };
-    [keys::ACTIVE.0, keys::NEXT.0, keys::OLD]
+    [Some(keys::ACTIVE.0), next, Some(keys::OLD)]
         .into_iter()
+        .flatten()
         .filter_map(part)
         .collect()
 }

@@ -18,7 +18,7 @@ use super::lifecycle::{counted, delete_pod, ending, entry, ours};
 use super::observe::Observed;
 use super::plan::Instance;
 use super::step::{Object, Step};
-use super::validate::{Lawful, data_of_instance};
+use super::validate::Lawful;
 use crate::api::conditions::{self, reasons};
 use crate::api::privacy_data_store::InstanceRole;
 use crate::api::residency_policy::{Data, OnViolation};
@@ -56,27 +56,46 @@ impl Outside {
             regions: observed.regions.iter().map(AsRef::as_ref).collect(),
             nodes: &observed.nodes,
         };
-        let copy = data_of_instance(desired(observed));
-        let data = |name: &str| {
+        let alone = desired(observed) < 2;
+        let kinds = |name: &str| -> &'static [Data] {
             if Some(name) == primary {
-                Data::Primary
+                &[Data::Primary]
+            } else if alone {
+                // It is to be the primary, or is a standby that is to go.
+                &[Data::Primary, Data::Standby]
             } else {
-                copy
+                &[Data::Standby]
             }
+        };
+        // Within as one of these is within.
+        let judged = |name: &str, judge: &dyn Fn(Data) -> Verdict| {
+            let mut verdict = Verdict::Within;
+            for data in kinds(name) {
+                verdict = judge(*data);
+                if !matches!(verdict, Verdict::Outside(_)) {
+                    break;
+                }
+            }
+            verdict
         };
         let lies = |name: &str| {
             let affinity = observed.volumes.get(name)?.affinity.as_ref()?;
-            finder.reached_by(affinity, data(name)).outside()
+            judged(name, &|data| finder.reached_by(affinity, data)).outside()
         };
+        let store = observed.store.name_any();
         let mut found = Self::default();
         let mut bound = BTreeSet::new();
         for pod in &observed.pods {
             let name = pod.name_any();
+            // Somebody's own pod may carry a store's label too.
+            if names::slot(&store, &name).is_none() {
+                continue;
+            }
             let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
             let Some(node) = node.filter(|n| !n.is_empty()) else {
                 continue;
             };
-            match finder.on(node, data(&name)) {
+            match judged(&name, &|data| finder.on(node, data)) {
                 Verdict::Outside(words) => {
                     found
                         .running
@@ -92,15 +111,19 @@ impl Outside {
             }
             bound.insert(name);
         }
-        let store = observed.store.name_any();
         for claim in &observed.claims {
             let name = claim.name_any();
             if names::slot(&store, &name).is_none() || bound.contains(&name) {
                 continue;
             }
             let labelled = claim.labels().get(labels::REGION);
-            let refused =
-                labelled.and_then(|r| lawful.permissions.check(data(&name), r.as_str()).err());
+            let refused = labelled.and_then(|r| {
+                let check = |data| match lawful.permissions.check(data, r.as_str()) {
+                    Ok(()) => Verdict::Within,
+                    Err(refusal) => Verdict::Outside(refusal.to_string()),
+                };
+                judged(&name, &check).outside()
+            });
             if let Some(words) = lies(&name) {
                 let words = format!("volume claim {name} is kept on {words}");
                 found.kept.insert(name.clone(), words);
@@ -159,7 +182,8 @@ impl Outside {
         steps: &mut Vec<Step>,
     ) -> Option<Duration> {
         let left = now.duration_until(self.since? + GRACE);
-        let left = Duration::try_from(left).unwrap_or_default();
+        // A clock that was set back must not make it longer.
+        let left = Duration::try_from(left.min(GRACE)).unwrap_or_default();
         let mut waits = None;
         for pod in &observed.pods {
             let name = pod.name_any();
@@ -176,8 +200,14 @@ impl Outside {
             }
             let told = entry(observed, &name).is_some_and(|e| e.leaving == Some(true));
             let released = told && name != leader.name && !counted(observed, leader, &name);
+            // What was said before may be of another copy: nobody has been asked to do without this one yet.
+            let left = if said_outside(observed, &name) {
+                left
+            } else {
+                GRACE.unsigned_abs()
+            };
             if !released && !left.is_zero() {
-                waits = Some(left);
+                waits = waits.max(Some(left));
                 continue;
             }
             steps.push(Step::Tell {
@@ -212,6 +242,10 @@ impl Outside {
         for claim in observed.claims.iter().filter(|c| ours(observed, c)) {
             let name = claim.name_any();
             let has_pod = observed.pods.iter().any(|p| p.name_any() == name);
+            // While it counts, what the primary says of durability may rest on it.
+            if counted(observed, leader, &name) {
+                continue;
+            }
             let (Some(words), false, false) = (self.kept.get(&name), has_pod, ending(claim)) else {
                 continue;
             };
@@ -271,6 +305,19 @@ fn strangers(observed: &Observed) -> Vec<String> {
                 .map(|words| format!("{words}; {} cuts it off", e.name))
         })
         .collect()
+}
+
+/// Whether the store's status says already that this copy runs outside.
+fn said_outside(observed: &Observed, name: &str) -> bool {
+    let conditions = observed.store.status.iter().flat_map(|s| &s.conditions);
+    conditions
+        .filter(|c| c.type_ == conditions::RESIDENT && c.reason == reasons::OUTSIDE)
+        .any(|c| {
+            c.message.split("; ").any(|words| {
+                words.starts_with(&format!("{name} is on "))
+                    || words.starts_with(&format!("the volume of {name} is on "))
+            })
+        })
 }
 
 /// Since when the store's status says that something is outside.

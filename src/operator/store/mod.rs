@@ -163,7 +163,9 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
     }
     applied?;
     ctx.metrics.reconciled(&namespace, &name);
-    Ok(Action::requeue(plan.again.unwrap_or(RESYNC)))
+    Ok(Action::requeue(
+        plan.again.map_or(RESYNC, |a| a.min(RESYNC)),
+    ))
 }
 
 /// What a failed step means for the conditions.

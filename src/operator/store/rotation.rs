@@ -18,8 +18,8 @@ use super::observe::Observed;
 use super::plan::Instance;
 use super::step::Step;
 use crate::api::conditions::{self, Verdict, reasons};
-use crate::api::labels;
 use crate::api::privacy_data_store::InstanceStatus;
+use crate::api::{labels, names};
 
 /// How long before its end an authority is replaced. All of a rotation's waiting has room in it.
 const ROTATE_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 180);
@@ -99,10 +99,12 @@ pub fn rotate(
             None
         }
         Stage::Announced(next, waits) if waits.is_empty() => {
-            let left = authorities.switch_after.map_or(SignedDuration::ZERO, |at| {
-                // A clock set back must not make it wait for ever.
-                now.duration_until(at).min(CLIENTS_HAVE_MAX)
-            });
+            let left = authorities
+                .switch_after
+                .map(|at| now.duration_until(at))
+                // Nobody may ask for more: the clock was set back.
+                .filter(|left| *left <= CLIENTS_HAVE_MAX)
+                .unwrap_or_default();
             if let Some(left) = Duration::try_from(left).ok().filter(|d| !d.is_zero()) {
                 return Some(left);
             }
@@ -243,8 +245,10 @@ fn running(observed: &Observed, so: impl Fn(&InstanceStatus) -> bool) -> Vec<Str
     observed
         .pods
         .iter()
-        .filter(|p| !finished(p))
+        // One that waits for a node reads its Secret when it starts.
+        .filter(|p| !finished(p) && p.spec.as_ref().is_some_and(|s| s.node_name.is_some()))
         .map(ResourceExt::name_any)
+        .filter(|name| names::slot(&observed.store.name_any(), name).is_some())
         .filter(|name| !entry(observed, name).is_some_and(&so))
         .collect()
 }
