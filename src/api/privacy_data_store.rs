@@ -504,6 +504,7 @@ pub struct InstanceStatus {
     /// The certificate authorities that it trusts, by their key identifiers. By the instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub trusts: Vec<String>,
 
     /// The authority that signed the certificate which it uses. By the instance.
@@ -515,6 +516,7 @@ pub struct InstanceStatus {
     /// them off.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4), inner(length(max = 512)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub strangers: Vec<String>,
 
     /// Whether the policy permits a primary where it is, and where it is is certain. By the operator.
