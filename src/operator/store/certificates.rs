@@ -51,15 +51,11 @@ impl Facts {
     /// as long as it can be.
     #[must_use]
     pub fn outdated(&self, now: Timestamp, signer: &str, trusted: bool, names: &[String]) -> bool {
-        let ends_within = |time| {
-            now.saturating_add(time)
-                .is_ok_and(|soon| soon >= self.not_after)
-        };
         let same = self.signer.as_deref() == Some(signer);
         // Made by a clock that has been set back since: nobody would accept it.
-        let unusable = self.not_before > now || ends_within(LAST_RESORT);
+        let unusable = self.not_before > now || self.ending(now);
         let wanting = !same
-            || ends_within(RENEW_BEFORE)
+            || self.ends_within(RENEW_BEFORE, now)
             || names.iter().any(|name| !self.names.contains(name));
         unusable || (wanting && (same || trusted))
     }
@@ -67,7 +63,11 @@ impl Facts {
     /// Whether it ends so soon that its renewal must have failed for weeks.
     #[must_use]
     pub fn ending(&self, now: Timestamp) -> bool {
-        now.saturating_add(LAST_RESORT)
+        self.ends_within(LAST_RESORT, now)
+    }
+
+    fn ends_within(&self, time: SignedDuration, now: Timestamp) -> bool {
+        now.saturating_add(time)
             .is_ok_and(|soon| soon >= self.not_after)
     }
 }

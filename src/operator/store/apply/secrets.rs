@@ -56,10 +56,7 @@ impl Writer<'_> {
         if known.is_none_or(|known| known.id != next) {
             bail!("the next authority is another one than {next}");
         }
-        let next = Pair {
-            certificate: text(&secret, keys::NEXT.0)?,
-            key: text(&secret, keys::NEXT.1)?,
-        };
+        let next = read_pair(&secret, keys::NEXT)?;
         let mut trusted = text(&secret, keys::ACTIVE.0)?;
         trusted.push_str(&text(&secret, keys::OLD).unwrap_or_default());
         let mut content = pair_of(keys::ACTIVE, next);
@@ -82,10 +79,7 @@ impl Writer<'_> {
         let bundle = certificates::bundle(&self.authorities().await?);
         let name = names::tls_secret(instance);
         let secret = bounded("read a certificate", self.secrets().get(&name)).await?;
-        let pair = Pair {
-            certificate: text(&secret, "tls.crt")?,
-            key: text(&secret, "tls.key")?,
-        };
+        let pair = read_pair(&secret, ("tls.crt", "tls.key"))?;
         self.put_certificate(instance, bundle, pair).await
     }
 
@@ -189,9 +183,13 @@ impl Writer<'_> {
 
 /// The authority that signs.
 fn signing(secret: &Secret) -> anyhow::Result<Pair> {
+    read_pair(secret, keys::ACTIVE)
+}
+
+fn read_pair(secret: &Secret, keys: (&str, &str)) -> anyhow::Result<Pair> {
     Ok(Pair {
-        certificate: text(secret, keys::ACTIVE.0)?,
-        key: text(secret, keys::ACTIVE.1)?,
+        certificate: text(secret, keys.0)?,
+        key: text(secret, keys.1)?,
     })
 }
 
