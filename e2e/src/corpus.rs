@@ -208,7 +208,11 @@ fn trial(group: &Group, case: &Case, values: &BTreeMap<String, String>) -> Resul
     })
 }
 
-fn fill(value: &mut Value, values: &BTreeMap<String, String>) -> Result<()> {
+/// Puts values in place of `$NAME` in all strings.
+///
+/// # Errors
+/// If one is missing.
+pub fn fill(value: &mut Value, values: &BTreeMap<String, String>) -> Result<()> {
     match value {
         Value::String(text) => *text = filled(text, values)?,
         Value::Array(items) => {
@@ -229,7 +233,11 @@ fn fill(value: &mut Value, values: &BTreeMap<String, String>) -> Result<()> {
     Ok(())
 }
 
-fn filled(text: &str, values: &BTreeMap<String, String>) -> Result<String> {
+/// Puts values in place of `$NAME`.
+///
+/// # Errors
+/// If one is missing.
+pub fn filled(text: &str, values: &BTreeMap<String, String>) -> Result<String> {
     let mut text = text.to_owned();
     // The longest first: $NODE is no beginning of $NODES.
     let mut keys: Vec<&String> = values.keys().collect();
@@ -245,8 +253,27 @@ fn filled(text: &str, values: &BTreeMap<String, String>) -> Result<String> {
     Ok(text)
 }
 
+impl Trial {
+    /// A request of an administrator.
+    #[must_use]
+    pub fn new(name: &str, method: &'static str, path: String, body: Value) -> Self {
+        Self {
+            name: name.to_owned(),
+            method,
+            path,
+            body,
+            asks: None,
+            refused: None,
+            warned: None,
+        }
+    }
+}
+
 /// Where objects of this kind are made.
-fn collection(object: &Value) -> Result<String> {
+///
+/// # Errors
+/// If it has no kind.
+pub fn collection(object: &Value) -> Result<String> {
     let kind = object["kind"].as_str().context("no kind")?;
     let version = object["apiVersion"].as_str().context("no apiVersion")?;
     let root = if version == "v1" {

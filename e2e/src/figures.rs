@@ -54,6 +54,27 @@ impl Figure {
     }
 }
 
+/// Writes rows into a file beside those that others have written there, and shows all.
+///
+/// # Errors
+/// If the file can't be read or written.
+pub fn merge(path: &Path, rows: &[Figure]) -> Result<()> {
+    let mut all: Vec<Figure> = match std::fs::read(path) {
+        Ok(text) => {
+            serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?
+        }
+        Err(_) => Vec::new(),
+    };
+    all.retain(|f| rows.iter().all(|row| f.name != row.name));
+    all.extend_from_slice(rows);
+    print!("{}", table(&all));
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n")
+        .with_context(|| format!("writing {}", path.display()))
+}
+
 /// The rows as a table.
 #[must_use]
 pub fn table(figures: &[Figure]) -> String {

@@ -12,6 +12,7 @@ pub mod commit;
 pub mod control;
 pub mod corpus;
 pub mod daemon;
+pub mod drift;
 pub mod failover;
 pub mod faults;
 pub mod figures;

@@ -245,18 +245,11 @@ async fn nothing_is_missed_and_nothing_lawful_is_refused() -> Result<()> {
 /// Writes the rows into `target/figures/residency.json`, beside those that others have written.
 fn publish(rows: &[(&str, usize)]) -> Result<PathBuf> {
     let path = root().join("target/figures/residency.json");
-    let mut all: Vec<Figure> = match std::fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text).context("target/figures/residency.json")?,
-        Err(_) => Vec::new(),
-    };
-    all.retain(|f| rows.iter().all(|(name, _)| f.name != *name));
-    for (name, count) in rows {
+    let rows = rows.iter().map(|(name, count)| {
         let count = u32::try_from(*count)?;
-        all.push(Figure::new(name, "cases", &[f64::from(count)])?);
-    }
-    print!("{}", figures::table(&all));
-    std::fs::create_dir_all(root().join("target/figures"))?;
-    std::fs::write(&path, serde_json::to_string_pretty(&all)? + "\n")?;
+        Figure::new(name, "cases", &[f64::from(count)])
+    });
+    figures::merge(&path, &rows.collect::<Result<Vec<_>>>()?)?;
     Ok(path)
 }
 
