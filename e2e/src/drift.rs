@@ -49,6 +49,8 @@ struct Case {
     with: Vec<BTreeMap<String, String>>,
     #[serde(default)]
     outside: Vec<String>,
+    #[serde(default)]
+    may_stop: Vec<String>,
     words: Option<String>,
     unknown: Option<String>,
 }
@@ -76,7 +78,7 @@ impl Drift {
     /// Whether something gets outside by it.
     #[must_use]
     pub fn violates(&self) -> bool {
-        !self.case.outside.is_empty()
+        self.case.words.is_some()
     }
 }
 
@@ -117,8 +119,8 @@ pub fn read(folder: &Path) -> Result<Vec<Drift>> {
         let group: Group = serde_yaml::from_str(&text).with_context(|| name.clone())?;
         for case in group.cases {
             ensure!(
-                case.words.is_some() != case.outside.is_empty(),
-                "{name}: {}: give words with outside, and not without",
+                case.words.is_some() || case.outside.is_empty(),
+                "{name}: {}: give words with outside",
                 case.name
             );
             let none = vec![BTreeMap::new()];
@@ -228,7 +230,38 @@ impl Scene<'_> {
         }
         let objects: Vec<Value> = serde_yaml::from_multiple(world).context("_world.yaml")?;
         for object in objects {
+            if object["kind"] == "PrivacyDataStore" {
+                // Placed by what is known of the nodes: two on one node would be another scene.
+                self.surveyed().await?;
+            }
             self.send(&Change::made(object), &values).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the operator knows all nodes, and the scheduler may use them.
+    async fn surveyed(&self) -> Result<()> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        for (name, _, _) in self.nodes() {
+            let free = |n: &Node| {
+                let taints = n.spec.iter().flat_map(|s| &s.taints).flatten().next();
+                let ready = n.status.iter().flat_map(|s| &s.conditions).flatten();
+                taints.is_none()
+                    && ready
+                        .into_iter()
+                        .any(|c| c.type_ == "Ready" && c.status == "True")
+            };
+            let free = timeout(PATIENCE, wait_for(nodes.clone(), &name, free)).await;
+            free.with_context(|| format!("{name} never was ready without a taint"))??;
+        }
+        for (region, nodes) in [("west", 3), ("east", 1), ("abroad", 1)] {
+            let name = format!("{}-{region}", self.prefix);
+            let regions: Api<DynamicObject> = Api::all_with(self.client.clone(), &kind("Region"));
+            let known = wait_for(regions, &name, |r: &DynamicObject| {
+                r.data["status"]["nodes"] == nodes
+            });
+            let known = timeout(PATIENCE, known).await;
+            known.with_context(|| format!("{name} never had {nodes} node(s)"))??;
         }
         Ok(())
     }
@@ -287,16 +320,24 @@ impl Scene<'_> {
         let words =
             |words: &Option<String>| words.as_deref().map(|w| filled(w, &values)).transpose();
         let (words, unknown) = (words(&case.words)?, words(&case.unknown)?);
-        let outside: BTreeSet<String> = case
-            .outside
-            .iter()
-            .map(|o| filled(o, &values))
-            .collect::<Result<_>>()?;
+        let names = |all: &[String]| -> Result<BTreeSet<String>> {
+            all.iter().map(|o| filled(o, &values)).collect()
+        };
+        let (outside, may_stop) = (names(&case.outside)?, names(&case.may_stop)?);
         for change in &case.changes {
             self.send(change, &values).await?;
         }
         let begin = Instant::now();
         let Some(words) = words else {
+            if let Some(words) = &unknown {
+                let said = |s: &DynamicObject| {
+                    condition(s, "Resident")
+                        .is_some_and(|c| c.0 == "Unknown" && c.2.contains(words.as_str()))
+                };
+                if let Err(e) = self.until(said).await {
+                    return Ok(Outcome::Missed(format!("{words:?} was not said: {e:#}")));
+                }
+            }
             sleep(WATCHED).await;
             let store = self.stores().get(STORE).await?;
             let resident = condition(&store, "Resident").context("no condition Resident")?;
@@ -332,10 +373,18 @@ impl Scene<'_> {
         if !left.is_empty() {
             return Ok(Outcome::Missed(format!("not stopped: {left:?}")));
         }
+        // Where nobody has to be stopped: the primary has handed over, and is within as a standby.
+        if outside.is_empty()
+            && let Err(e) = self.until(|s| is(s, "Resident", "True")).await
+        {
+            return Ok(Outcome::Missed(format!("it stays outside: {e:#}")));
+        }
         let fenced = begin.elapsed().saturating_sub(found);
         sleep(Duration::from_secs(1)).await;
         let now = self.uids().await?;
-        let others = before.iter().filter(|(name, _)| !outside.contains(*name));
+        let others = before
+            .iter()
+            .filter(|(name, _)| !outside.contains(*name) && !may_stop.contains(*name));
         let hurt: Vec<&String> = others
             .filter(|(name, uid)| now.get(*name) != Some(*uid))
             .map(|(name, _)| name)
@@ -529,4 +578,21 @@ fn decide(status: &Value, up: &BTreeSet<String>) -> Vec<(String, Value)> {
         }
     }
     said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The goal of the project, and a guard against a file that isn't read any more.
+    #[test]
+    fn there_are_enough_of_both() {
+        let drifts = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus/drift")).unwrap();
+        let outside = drifts.iter().filter(|d| d.violates()).count();
+        let lawful = drifts.len() - outside;
+        assert!(
+            outside >= 60 && lawful >= 50,
+            "{outside} get outside, {lawful} don't"
+        );
+    }
 }

@@ -103,6 +103,10 @@ async fn what_drifts_outside_is_stopped_and_nothing_else_is() -> Result<()> {
     let mut drifts = drift::read(&folder)?;
     if let Ok(part) = std::env::var("DOMICILE_DRIFT") {
         drifts.retain(|d| d.name.contains(&part));
+        ensure!(
+            !drifts.is_empty(),
+            "DOMICILE_DRIFT={part}: no case has that in its name"
+        );
     }
     let scene = std::fs::read_to_string(folder.join("_world.yaml"))?;
     let world = World::new(18151).await?;

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::store::attest::Attestor;
 use super::store::build::Settings;
@@ -69,6 +69,9 @@ pub struct Context {
     pub settings: Settings,
     /// Counts of passes.
     pub metrics: Metrics,
+    /// Room for passes over stores. First come, first served: the controller's own bound takes any of those that
+    /// wait, and where there is always one more, some would wait for ever.
+    pub passes: Semaphore,
     /// This process, as events name it.
     pub identity: String,
     /// Failovers told, by store: only so that their events aren't tried again at every pass.
@@ -158,6 +161,22 @@ impl Triggers {
             Some(((), receiver))
         })
     }
+
+    /// As [`Self::stream`], but never two items within `pace`: what is asked for again and again before it has
+    /// begun is put off each time, and would never begin.
+    pub fn paced(&self, pace: Duration) -> impl Stream<Item = ()> + Send + Sync + use<> {
+        let first = tokio::time::Instant::now();
+        futures::stream::unfold(
+            (self.sender.subscribe(), first),
+            move |(mut receiver, next)| async move {
+                receiver.changed().await.ok()?;
+                tokio::time::sleep_until(next).await;
+                // What came meanwhile is in this item.
+                receiver.mark_unchanged();
+                Some(((), (receiver, tokio::time::Instant::now() + pace)))
+            },
+        )
+    }
 }
 
 /// Counts of passes, and of consecutive failures per store, from which backoff follows.
@@ -190,5 +209,34 @@ impl Metrics {
             *count = count.saturating_add(1);
             *count
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::StreamExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn triggers_come_at_once_and_then_no_faster_than_their_pace_and_none_is_lost() {
+        const PACE: Duration = Duration::from_millis(200);
+        let triggers = Triggers::default();
+        let mut items = std::pin::pin!(triggers.paced(PACE));
+        let begin = tokio::time::Instant::now();
+        triggers.pull();
+        items.next().await.unwrap();
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        for _ in 0..50 {
+            triggers.pull();
+        }
+        items.next().await.unwrap();
+        assert!(begin.elapsed() >= PACE, "{:?}", begin.elapsed());
+        // All fifty were one.
+        let third = tokio::time::timeout(PACE * 100, items.next()).await;
+        assert!(third.is_err());
+        triggers.pull();
+        let before = begin.elapsed();
+        items.next().await.unwrap();
+        assert_eq!(begin.elapsed(), before);
     }
 }

@@ -69,13 +69,13 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let service_host = std::env::var("KUBERNETES_SERVICE_HOST").unwrap_or_default();
     let work = async {
         let caches = geography::start(&client, &changed, &counted).await?;
-        let references = geography::References {
+        let references = Arc::new(geography::References {
             stores: caches.stores,
             workflows: caches.workflows,
             namespaces: caches.namespaces,
             admission: caches.admission,
             bindings: caches.bindings,
-        };
+        });
         let reporter = Reporter {
             controller: store::apply::REPORTER.into(),
             instance: Some(identity.clone()),
@@ -91,6 +91,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
                 ipv6: service_host.contains(':'),
             },
             metrics: Metrics::default(),
+            passes: tokio::sync::Semaphore::new(store::CONCURRENCY),
             identity: identity.clone(),
             told: std::sync::Mutex::default(),
             attestor: store::attest::Attestor::new(&args.lease_namespace),
@@ -110,8 +111,8 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
             tracing::info!(%identity, "leading");
             health.leading();
             tokio::join!(
-                geography::run(ctx.clone(), references, counted.clone()),
-                store::run(ctx.clone(), changed.clone()),
+                geography::run(ctx.clone(), references.clone(), counted.clone()),
+                store::run(ctx.clone(), references.clone(), changed.clone()),
             );
         };
         tokio::select! {

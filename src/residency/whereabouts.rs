@@ -9,7 +9,7 @@ use crate::api::Region;
 use crate::api::region::RegionSpec;
 
 /// What of a node bears on where it is and whether it can take a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeFacts {
     /// Its name.
     pub name: String,

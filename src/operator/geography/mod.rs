@@ -5,6 +5,7 @@
 //! Never trusts an object it can't read: an unreadable Region or policy counts as not there, which permits
 //! nothing.
 
+pub mod concern;
 pub mod gate;
 pub mod plan;
 
@@ -31,7 +32,6 @@ use super::context::{Context, Triggers, bounded, node_facts};
 use crate::api::{
     GROUP, PrivacyDataStore, Region, ResidencyPolicy, RightsWorkflow, VERSION, labels, names,
 };
-use crate::residency::NodeFacts;
 
 /// A watch that hears nothing for this long is opened anew; a dead connection is noticed then.
 const WATCH_SECONDS: u32 = 60;
@@ -59,7 +59,7 @@ pub struct Caches {
 }
 
 /// Starts the watches and waits until each has been filled once. `changed` is pulled whenever something that
-/// matters to placement has changed, `counted` whenever a reference to a policy may have.
+/// matters to placement has changed, or which stores there are, `counted` whenever a reference to a policy may have.
 ///
 /// # Errors
 /// If a watch ends before it was filled, which it does only when the process ends.
@@ -69,17 +69,33 @@ pub async fn start(
     counted: &Triggers,
 ) -> anyhow::Result<Caches> {
     let config = || watcher::Config::default().timeout(WATCH_SECONDS);
-    let regions = keep(
+    let regions = keep_told(
+        guarded(Api::all(client.clone()), config()),
+        generation::<Region>,
+        &[changed],
+        &[counted],
+    );
+    let policies = keep_told(
+        guarded(Api::all(client.clone()), config()),
+        generation::<ResidencyPolicy>,
+        &[changed],
+        &[counted],
+    );
+    let stores = keep(
         guarded(Api::all(client.clone()), config()),
         [changed, counted],
     );
-    let policies = keep(
-        guarded(Api::all(client.clone()), config()),
-        [changed, counted],
-    );
-    let stores = keep(guarded(Api::all(client.clone()), config()), [counted]);
     let workflows = keep(guarded(Api::all(client.clone()), config()), [counted]);
-    let nodes = keep_nodes(Api::all(client.clone()), config(), changed, counted);
+    // Nodes change all the time: heartbeats, images, capacities.
+    let slim = watcher(Api::<Node>::all(client.clone()), config())
+        .default_backoff()
+        .modify(|node| {
+            node.metadata.managed_fields = None;
+            if let Some(status) = &mut node.status {
+                status.images = None;
+            }
+        });
+    let nodes = keep_told(slim, node_facts, &[changed, counted], &[]);
     let ceilings = watcher(
         Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
         config().labels(labels::RESIDENCY),
@@ -217,37 +233,51 @@ async fn follow<K>(
     }
 }
 
-/// Nodes change all the time (heartbeats, images, capacities); only a change of what matters is passed on.
-fn keep_nodes(
-    api: Api<Node>,
-    config: watcher::Config,
-    changed: &Triggers,
-    counted: &Triggers,
-) -> Store<Node> {
+/// As [`keep`], but `told` are pulled only when what `facts` makes of an object is other than before.
+fn keep_told<K, F>(
+    events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+    facts: impl Fn(&K) -> F + Send + 'static,
+    told: &[&Triggers],
+    always: &[&Triggers],
+) -> Store<K>
+where
+    K: Resource + Clone + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
+    F: PartialEq + Clone + Send + 'static,
+{
+    let cloned = |all: &[&Triggers]| all.iter().map(|t| (*t).clone()).collect::<Vec<_>>();
+    let (told, always) = (cloned(told), cloned(always));
     let (store, writer) = reflector::store();
-    let triggers = [changed.clone(), counted.clone()];
-    let mut known: HashMap<String, NodeFacts> = HashMap::new();
-    let events = watcher(api, config).default_backoff().modify(|node| {
-        node.metadata.managed_fields = None;
-        if let Some(status) = &mut node.status {
-            status.images = None;
-        }
-    });
-    tokio::spawn(follow(events, writer, move |event| {
+    let mut known: HashMap<String, F> = HashMap::new();
+    tokio::spawn(follow(events, writer, move |event: &Event<K>| {
         let news = match event {
-            Event::Apply(node) | Event::InitApply(node) => {
-                let facts = node_facts(node);
-                known.insert(node.name_any(), facts.clone()) != Some(facts)
+            Event::Apply(object) | Event::InitApply(object) => {
+                let facts = facts(object);
+                known.insert(object.name_any(), facts.clone()) != Some(facts)
             }
-            Event::Delete(node) => known.remove(&node.name_any()).is_some(),
+            Event::Delete(object) => known.remove(&object.name_any()).is_some(),
             Event::InitDone => true,
             Event::Init => false,
         };
         if news {
-            triggers.iter().for_each(Triggers::pull);
+            told.iter().for_each(Triggers::pull);
+        }
+        if !matches!(event, Event::Init | Event::InitApply(_)) {
+            always.iter().for_each(Triggers::pull);
         }
     }));
     store
+}
+
+/// What of a Region or policy bears on where copies may be: its status is ours, and a pass over every store for
+/// each status written would be work that makes work.
+fn generation<K: Resource>(object: &K) -> (Option<String>, Option<i64>, bool) {
+    let meta = object.meta();
+    (
+        meta.uid.clone(),
+        meta.generation,
+        meta.deletion_timestamp.is_some(),
+    )
 }
 
 /// What [`run`] looks at beside the context's caches.
@@ -304,7 +334,7 @@ impl References {
 }
 
 /// Keeps stamps, statuses and bindings true until the process ends. Only the leader runs this.
-pub async fn run(ctx: Arc<Context>, references: References, triggers: Triggers) {
+pub async fn run(ctx: Arc<Context>, references: Arc<References>, triggers: Triggers) {
     let changes = triggers.stream();
     pin_mut!(changes);
     // The first pass comes right after the start; later ones don't wait for watches that don't answer.

@@ -40,6 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::context::{Context, Triggers, bounded};
+use super::geography::{References, concern};
 use crate::api::conditions::{self, Verdict, reasons};
 use crate::api::{PrivacyDataStore, labels};
 
@@ -50,7 +51,9 @@ type Guarded = DeserializeGuard<PrivacyDataStore>;
 /// aren't watched. Reads only.
 const RESYNC: Duration = Duration::from_secs(60);
 /// Stores reconciled at the same time.
-const CONCURRENCY: u16 = 8;
+pub const CONCURRENCY: usize = 8;
+/// Between two looks at which stores are concerned by what changed around them.
+const PACE: Duration = Duration::from_millis(200);
 
 /// A pass that failed.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +67,8 @@ pub enum Error {
 }
 
 /// Runs until the process ends.
-pub async fn run(ctx: Arc<Context>, triggers: Triggers) {
+pub async fn run(ctx: Arc<Context>, references: Arc<References>, triggers: Triggers) {
+    let concerned = concern::stream(ctx.clone(), references, triggers.paced(PACE));
     let client = ctx.client.clone();
     let ours = watcher::Config::default()
         .labels(&format!(
@@ -101,12 +105,9 @@ pub async fn run(ctx: Arc<Context>, triggers: Triggers) {
             ours.clone(),
             by_label,
         )
-        .reconcile_all_on(triggers.stream())
-        .with_config(
-            Config::default()
-                .concurrency(CONCURRENCY)
-                .debounce(Duration::from_millis(50)),
-        )
+        .reconcile_on(concerned)
+        // Unbounded here: see [`Context::passes`].
+        .with_config(Config::default().debounce(Duration::from_millis(50)))
         .run(reconcile, on_error, ctx)
         .for_each(|outcome| async move {
             // Failures are logged where they happen; an object that is gone meanwhile is no failure.
@@ -117,6 +118,7 @@ pub async fn run(ctx: Arc<Context>, triggers: Triggers) {
 
 async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
     let (name, namespace) = (guarded.name_any(), guarded.namespace().unwrap_or_default());
+    let _room = ctx.passes.acquire().await.map_err(anyhow::Error::from)?;
     if let Err(error) = &guarded.0 {
         complain(&ctx, &namespace, &name, &error.to_string()).await?;
         return Ok(Action::await_change());

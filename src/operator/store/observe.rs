@@ -98,14 +98,20 @@ pub async fn observe(
         bounded("list Secrets", secrets.list(&ours)),
     )?;
 
-    let mut children = BTreeMap::new();
-    for kind in ChildKind::ALL {
+    let kinds = ChildKind::ALL.into_iter().map(|kind| {
         let api: Api<DynamicObject> =
             Api::namespaced_with(ctx.client.clone(), namespace, &kind.resource());
-        for object in bounded("list children", api.list(&ours)).await? {
-            children.insert((kind, object.name_any()), object);
+        let ours = &ours;
+        async move {
+            let all = bounded("list children", api.list(ours)).await?;
+            anyhow::Ok((kind, all.items))
         }
-    }
+    });
+    let lists = futures::future::try_join_all(kinds).await?;
+    let children = lists
+        .into_iter()
+        .flat_map(|(kind, all)| all.into_iter().map(move |o| ((kind, o.name_any()), o)))
+        .collect();
 
     let policy = |name: &str| {
         ctx.policies

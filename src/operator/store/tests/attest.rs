@@ -220,6 +220,7 @@ fn operator(server: &Server) -> Context {
         nodes: reflector::store().0,
         settings: settings(),
         metrics: Metrics::default(),
+        passes: tokio::sync::Semaphore::new(1),
         identity: "one".into(),
         told: Mutex::default(),
         attestor: Attestor::new("system"),

@@ -1,6 +1,6 @@
 //! What was placed lawfully is outside later: nodes relabelled, policies narrowed, volumes elsewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -14,6 +14,7 @@ use super::world::{World, node, on_node, policy, region, sample, store};
 use crate::api::conditions::{self, reasons};
 use crate::api::labels;
 use crate::api::residency_policy::OnViolation;
+use crate::operator::geography::concern::{self, Geography};
 use crate::residency::{NodeFacts, locate};
 
 /// Two of three in the west, each on a node of its own, with local volumes; any of them may be primary.
@@ -363,6 +364,12 @@ fn make(world: &mut World, drift: &Drift) {
         Drift::Narrow(primary, standby) => {
             let mut new = (*policy(primary, standby)).clone();
             new.spec.on_violation = OnViolation::FenceAndErase;
+            let old = world
+                .seen
+                .policy
+                .as_ref()
+                .and_then(|p| p.metadata.generation);
+            new.metadata.generation = Some(old.unwrap_or_default() + 1);
             world.seen.policy = Some(Arc::new(new));
         }
         Drift::Twin(there) => {
@@ -411,8 +418,37 @@ fn outside(world: &World) -> Vec<String> {
     .collect()
 }
 
+/// The mark by which the operator tells whether the geography around the store is another.
+fn mark(world: &World) -> u64 {
+    let policies: Vec<_> = world.seen.policy.iter().cloned().collect();
+    let geography = Geography {
+        regions: &world.seen.regions,
+        policies: &policies,
+        nodes: &world.seen.nodes,
+        ceilings: &BTreeMap::new(),
+    };
+    let marks = concern::marks(&geography, std::slice::from_ref(&world.seen.store));
+    *marks.values().next().unwrap()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever of the geography makes a pass do something else is in the mark: no store waits for a minute because
+    /// nobody thought that it was concerned.
+    #[test]
+    fn a_plan_that_changes_has_a_mark_that_does(drifts in proptest::collection::vec(drift(), 1..8)) {
+        let mut world = spread();
+        for drift in drifts {
+            let (steps, before) = (world.plan().steps, mark(&world));
+            let asked = (world.now, names(&world));
+            make(&mut world, &drift);
+            if (world.now, names(&world)) == asked && format!("{:?}", world.plan().steps) != format!("{steps:?}") {
+                prop_assert_ne!(mark(&world), before, "{:?}", drift);
+            }
+            pass(&mut world);
+        }
+    }
 
     /// Whatever happens: after it, nothing runs outside for longer than the grace and two passes; nothing runs inside
     /// that is stopped for being outside; the primary's volume is never deleted; and the operator comes to rest.

@@ -1,0 +1,313 @@
+//! Which stores a change of Regions, policies or nodes concerns.
+//!
+//! Owns the mark by which that is told: whatever of the geography bears on a store is in its mark, so that a node that
+//! comes and goes costs a pass over the stores of its region, and not over all.
+//! Pure but for the stream at the end. Never the only reason to look at a store: each is looked at every minute anyway.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
+
+use super::{References, generation};
+use crate::api::{PrivacyDataStore, Region, ResidencyPolicy};
+use crate::operator::context::Context;
+use crate::residency::{NodeFacts, Whereabouts, locate};
+
+/// Everything that may concern a store.
+pub struct Geography<'a> {
+    /// Every Region.
+    pub regions: &'a [Arc<Region>],
+    /// Every policy.
+    pub policies: &'a [Arc<ResidencyPolicy>],
+    /// Every node.
+    pub nodes: &'a [NodeFacts],
+    /// The policy that is a namespace's ceiling, by namespace.
+    pub ceilings: &'a BTreeMap<String, String>,
+}
+
+/// A store: namespace and name.
+pub type Key = (String, String);
+
+fn hash(of: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The mark of each store. Two are equal only if nothing that bears on the store differs: its policy and its
+/// namespace's, the Regions that they and its placement name, the nodes that are in those or claimed by them, and the
+/// nodes where its instances are, wherever that is.
+#[must_use]
+pub fn marks(geography: &Geography<'_>, stores: &[Arc<PrivacyDataStore>]) -> HashMap<Key, u64> {
+    let mut by_region: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let mut by_node: HashMap<&str, u64> = HashMap::new();
+    for node in geography.nodes {
+        let place = locate(node, geography.regions.iter().map(AsRef::as_ref));
+        let claimed = match place {
+            Whereabouts::In(region) => vec![region],
+            Whereabouts::Disputed(regions) => regions,
+            Whereabouts::Unclaimed => Vec::new(),
+        };
+        let mark = hash((node, &claimed));
+        by_node.insert(&node.name, mark);
+        for region in claimed {
+            by_region.entry(region).or_default().push(mark);
+        }
+    }
+    for marks in by_region.values_mut() {
+        marks.sort_unstable();
+    }
+    let mark = |store: &PrivacyDataStore| {
+        let ceiling = geography.ceilings.get(store.meta().namespace.as_ref()?);
+        let names = [Some(&store.spec.residency_policy_ref.name), ceiling];
+        let policies: Vec<&Arc<ResidencyPolicy>> = names
+            .into_iter()
+            .flatten()
+            .filter_map(|name| geography.policies.iter().find(|p| p.name_any() == *name))
+            .collect();
+        let mut named: BTreeSet<&str> = store
+            .spec
+            .placement
+            .iter()
+            .map(|p| p.region.as_str())
+            .collect();
+        for permit in policies.iter().flat_map(|p| &p.spec.permits) {
+            named.extend(permit.regions.iter().map(String::as_str));
+        }
+        let regions: Vec<_> = named
+            .into_iter()
+            .map(|name| {
+                let region = geography.regions.iter().find(|r| r.name_any() == name);
+                (
+                    name,
+                    region.map(|r| generation(r.as_ref())),
+                    by_region.get(name),
+                )
+            })
+            .collect();
+        let here: Vec<_> = store
+            .status
+            .iter()
+            .flat_map(|s| &s.instances)
+            .filter_map(|i| i.node.as_deref())
+            .map(|node| (node, by_node.get(node)))
+            .collect();
+        let policies: Vec<_> = policies.iter().map(|p| generation(p.as_ref())).collect();
+        Some(hash((ceiling, policies, regions, here)))
+    };
+    stores
+        .iter()
+        .filter_map(|store| {
+            let key = (store.namespace()?, store.name_any());
+            Some((key, mark(store)?))
+        })
+        .collect()
+}
+
+/// The stores whose mark is another than before.
+#[must_use]
+pub fn concerned(before: &HashMap<Key, u64>, now: &HashMap<Key, u64>) -> Vec<Key> {
+    now.iter()
+        .filter(|(key, mark)| before.get(*key) != Some(mark))
+        .map(|(key, _)| key.clone())
+        .collect()
+}
+
+/// The stores that are concerned, with each item of `changes`; at the first all.
+pub fn stream(
+    ctx: Arc<Context>,
+    references: Arc<References>,
+    changes: impl Stream<Item = ()> + Send + 'static,
+) -> impl Stream<Item = ObjectRef<DeserializeGuard<PrivacyDataStore>>> + Send + 'static {
+    let mut known = HashMap::new();
+    changes.flat_map(move |()| {
+        let now = marks(
+            &Geography {
+                regions: &ctx.regions.state(),
+                policies: &ctx.policies.state(),
+                nodes: &ctx.node_facts(),
+                ceilings: &references.ceilings(),
+            },
+            &references.stores.state(),
+        );
+        let all = concerned(&known, &now);
+        known = now;
+        futures::stream::iter(
+            all.into_iter()
+                .map(|(ns, name)| ObjectRef::new(&name).within(&ns)),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::region::{NodeWitnesses, RegionSpec};
+    use serde_json::json;
+
+    const LABEL: &str = "topology.kubernetes.io/region";
+
+    fn region(name: &str) -> Arc<Region> {
+        let nodes = NodeWitnesses {
+            labels: [(LABEL.to_owned(), name.to_owned())].into(),
+            provider_id_prefix: None,
+        };
+        Arc::new(Region::new(
+            name,
+            RegionSpec {
+                jurisdictions: vec![],
+                nodes,
+            },
+        ))
+    }
+
+    fn node(name: &str, region: &str) -> NodeFacts {
+        NodeFacts {
+            name: name.into(),
+            labels: [(LABEL.to_owned(), region.to_owned())].into(),
+            provider_id: None,
+            usable: true,
+        }
+    }
+
+    fn store(name: &str, region: &str, on: &str) -> Arc<PrivacyDataStore> {
+        let object = json!({
+            "metadata": { "name": name, "namespace": "ns" },
+            "spec": {
+                "residencyPolicyRef": { "name": region },
+                "placement": [{ "region": region, "instances": 1 }], "storage": { "size": "1Gi" },
+            },
+            "status": { "instances": [{ "name": format!("{name}-1"), "node": on }] },
+        });
+        let mut object = object;
+        object["apiVersion"] = "domicile.dev/v1alpha1".into();
+        object["kind"] = "PrivacyDataStore".into();
+        Arc::new(serde_json::from_value(object).unwrap())
+    }
+
+    fn policy(name: &str) -> Arc<ResidencyPolicy> {
+        let spec = json!({ "permits": [{ "data": "Primary", "regions": [name] }] });
+        Arc::new(ResidencyPolicy::new(
+            name,
+            serde_json::from_value(spec).unwrap(),
+        ))
+    }
+
+    /// Who is concerned when the nodes, Regions and policies become others: a store of the west, one of the east, and
+    /// one of the west whose instance is in the north.
+    fn concerned_by(
+        change: impl FnOnce(&mut Vec<NodeFacts>, &mut Vec<Arc<Region>>),
+    ) -> Vec<String> {
+        let stores = [
+            store("w", "west", "w1"),
+            store("e", "east", "e1"),
+            store("n", "west", "n1"),
+        ];
+        let policies = [policy("west"), policy("east")];
+        let mut nodes = vec![
+            node("w1", "west"),
+            node("e1", "east"),
+            node("n1", "north"),
+            node("n2", "north"),
+        ];
+        let mut regions = vec![region("west"), region("east"), region("north")];
+        let ceilings = BTreeMap::new();
+        let of = |nodes: &[NodeFacts], regions: &[Arc<Region>]| {
+            marks(
+                &Geography {
+                    regions,
+                    policies: &policies,
+                    nodes,
+                    ceilings: &ceilings,
+                },
+                &stores,
+            )
+        };
+        let before = of(&nodes, &regions);
+        change(&mut nodes, &mut regions);
+        let all = concerned(&before, &of(&nodes, &regions));
+        let mut names: Vec<String> = all.into_iter().map(|(_, name)| name).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_node_concerns_the_stores_of_its_region_and_those_that_are_on_it() {
+        let none: [&str; 0] = [];
+        assert_eq!(concerned_by(|_, _| ()), none);
+        assert_eq!(concerned_by(|nodes, _| nodes.reverse()), none);
+        assert_eq!(concerned_by(|nodes, _| nodes[1].usable = false), ["e"]);
+        assert_eq!(concerned_by(|nodes, _| drop(nodes.remove(0))), ["n", "w"]);
+        assert_eq!(
+            concerned_by(|nodes, _| nodes.push(node("w2", "west"))),
+            ["n", "w"]
+        );
+        // Nobody may be in the north; one is.
+        assert_eq!(concerned_by(|nodes, _| nodes[2].usable = false), ["n"]);
+        assert_eq!(concerned_by(|nodes, _| nodes[3].usable = false), none);
+        // From the north into the east, and away from the east.
+        assert_eq!(
+            concerned_by(|nodes, _| nodes[3] = node("n2", "east")),
+            ["e"]
+        );
+        assert_eq!(
+            concerned_by(|nodes, _| nodes[1] = node("e1", "north")),
+            ["e"]
+        );
+    }
+
+    #[test]
+    fn a_region_concerns_those_who_name_it_and_those_whose_nodes_it_claims() {
+        let twin = |of: &str| {
+            let mut twin = (*region(of)).clone();
+            twin.metadata.name = Some("twin".into());
+            Arc::new(twin)
+        };
+        assert_eq!(concerned_by(|_, regions| regions.push(twin("east"))), ["e"]);
+        assert_eq!(
+            concerned_by(|_, regions| regions.push(twin("north"))),
+            ["n"]
+        );
+        assert_eq!(concerned_by(|_, r| drop(r.remove(1))), ["e"]);
+        let changed = |r: &mut Vec<Arc<Region>>, n: usize| {
+            let mut region = (*r[n]).clone();
+            region.metadata.generation = Some(2);
+            r[n] = Arc::new(region);
+        };
+        assert_eq!(concerned_by(|_, r| changed(r, 0)), ["n", "w"]);
+        assert_eq!(concerned_by(|_, r| changed(r, 2)), [""; 0]);
+    }
+
+    #[test]
+    fn a_policy_concerns_who_names_it_and_whose_namespace_does() {
+        let stores = [store("w", "west", "w1"), store("e", "east", "e1")];
+        let mut policies = vec![policy("west"), policy("east"), policy("ceiling")];
+        let of = |policies: &[Arc<ResidencyPolicy>], ceiling: Option<&str>| {
+            let ceilings = ceiling.map(|c| ("ns".to_owned(), c.to_owned()));
+            let geography = Geography {
+                regions: &[],
+                policies,
+                nodes: &[],
+                ceilings: &ceilings.into_iter().collect(),
+            };
+            marks(&geography, &stores)
+        };
+        let (free, under) = (of(&policies, None), of(&policies, Some("ceiling")));
+        assert_eq!(concerned(&free, &under).len(), 2);
+        let mut other = (*policies[2]).clone();
+        other.metadata.generation = Some(2);
+        policies[2] = Arc::new(other);
+        assert_eq!(concerned(&free, &of(&policies, None)), []);
+        assert_eq!(concerned(&under, &of(&policies, Some("ceiling"))).len(), 2);
+        policies.remove(1);
+        let gone = concerned(&free, &of(&policies, None));
+        assert_eq!(gone, [("ns".to_owned(), "e".to_owned())]);
+        assert_eq!(concerned(&HashMap::new(), &free).len(), 2);
+    }
+}
