@@ -320,13 +320,18 @@ async fn copies_that_are_away_diverged_or_lost_come_back() {
         assert_ne!(inode(&bed, first), copy, "what had diverged was made anew");
         finish("two failovers", &nodes, leader, writing).await;
 
-        // A standby's copy is lost, and then the primary's.
+        // A standby's copy is lost, and of the primary's is left what PostgreSQL wrote while it was being removed.
         table(&nodes, leader).await;
         let writing = Writer::start(&bed, 3);
-        for victim in [(leader + 1) % 3, leader] {
+        for (victim, remains) in [((leader + 1) % 3, false), (leader, true)] {
             until_rows(&nodes, leader, 50).await;
             nodes[victim].take().unwrap().kill().await;
-            std::fs::remove_dir_all(bed.path(name(victim), "volume/data")).unwrap();
+            let data = bed.path(name(victim), "volume/data");
+            std::fs::remove_dir_all(&data).unwrap();
+            if remains {
+                std::fs::create_dir_all(data.join("pg_wal")).unwrap();
+                std::fs::write(data.join("pg_wal/000000010000000000000003"), "rest").unwrap();
+            }
             nodes[victim] = Some(bed.start(name(victim)));
             let now = back(&bed, &nodes, victim).await;
             assert!(bed.path(name(victim), "volume/data/PG_VERSION").exists());

@@ -166,15 +166,21 @@ async fn stop(layout: &Layout) -> Result<()> {
 }
 
 /// Ports that nobody listens on. They are all held until all are found, so that they differ.
+/// Below the ports that the kernel gives to connections (32768 and up): one of those may be a client's by the time that
+/// the server for which it was chosen starts.
+const PORTS: std::ops::Range<u16> = 20_000..30_000;
+
 fn free_ports() -> Result<[u16; 6]> {
     let mut held = Vec::new();
     let mut ports = [0; 6];
     for port in &mut ports {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?;
-        *port = listener
-            .local_addr()
-            .context("looking for a free port")?
-            .port();
+        let free = (0..1000).find_map(|_| {
+            let port = rand::random_range(PORTS);
+            let listener = TcpListener::bind(("127.0.0.1", port)).ok()?;
+            Some((port, listener))
+        });
+        let (number, listener) = free.context("looking for a free port")?;
+        *port = number;
         held.push(listener);
     }
     Ok(ports)

@@ -5,14 +5,20 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::api::ApiServer;
-use e2e::drift::{self, Outcome};
+use e2e::drift::{self, Outcome, churn};
 use e2e::figures::{self, Figure};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::json;
 
+/// When the operator is killed, in the middle of the day.
+const OPERATOR_DIES: Duration = Duration::from_secs(30);
+/// Stores that live through a day of churn, and how much happens to each.
+const DAYS: u64 = 4;
+const EVENTS: u32 = 25;
 /// How many cases are under way at once.
 const AT_ONCE: usize = 8;
 
@@ -69,21 +75,27 @@ impl World {
         world
             .kubectl(&["apply", "-f", "-"], Some(&class.to_string()))
             .await?;
+        world.operator = Some(world.operator(port)?);
+        Ok(world)
+    }
+
+    fn operator(&self, port: u16) -> Result<Child> {
         let program = std::env::current_exe()?
             .with_file_name("")
             .join("../domicile");
-        let log = world.server.layout().logs().join("operator.log");
-        let operator = Command::new(&program)
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.server.layout().logs().join("operator.log"))?;
+        Command::new(&program)
             .args(["operator", "--image", "domicile:test", "--identity", "one"])
             .args(["--lease-namespace", "default"])
             .args(["--http", &format!("127.0.0.1:{port}")])
-            .env("KUBECONFIG", world.server.kubeconfig())
-            .stderr(std::fs::File::create(&log)?)
+            .env("KUBECONFIG", self.server.kubeconfig())
+            .stderr(log)
             .stdout(Stdio::null())
             .spawn()
-            .with_context(|| format!("{}: build it first (cargo build)", program.display()))?;
-        world.operator = Some(operator);
-        Ok(world)
+            .with_context(|| format!("{}: build it first (cargo build)", program.display()))
     }
 
     async fn kubectl(&self, arguments: &[&str], input: Option<&str>) -> Result<String> {
@@ -159,5 +171,44 @@ async fn what_drifts_outside_is_stopped_and_nothing_else_is() -> Result<()> {
         missed.join("\n  "),
         alarms.join("\n  ")
     );
+    Ok(())
+}
+
+/// Nodes upgraded, stores scaled, pods evicted, texts edited, and the operator killed in the middle of it.
+#[tokio::test]
+async fn a_day_of_ordinary_churn_raises_no_alarm() -> Result<()> {
+    let scene = std::fs::read_to_string(root().join("corpus/drift/_world.yaml"))?;
+    let mut world = World::new(18152).await?;
+    let client = world.server.client();
+    let base: u64 = match std::env::var("DOMICILE_SEED") {
+        Ok(seed) => seed.parse().context("DOMICILE_SEED")?,
+        Err(_) => 1,
+    };
+    let days = futures::future::join_all((0..DAYS).map(|n| {
+        let (client, scene) = (&client, &scene);
+        async move { churn::day(client, scene, &format!("c{n}"), base + n, EVENTS).await }
+    }));
+    tokio::pin!(days);
+    let outcomes = tokio::select! {
+        early = &mut days => early,
+        () = tokio::time::sleep(OPERATOR_DIES) => {
+            if let Some(mut operator) = world.operator.take() {
+                operator.kill()?;
+                operator.wait()?;
+            }
+            world.operator = Some(world.operator(18152)?);
+            println!("the operator is killed");
+            days.await
+        }
+    };
+    let alarms: Vec<String> = outcomes
+        .into_iter()
+        .filter_map(Result::err)
+        .map(|e| format!("{e:#}"))
+        .collect();
+    let count = f64::from(u32::try_from(alarms.len())?);
+    let row = Figure::new("churn/false-alarms", "stores", &[count])?;
+    figures::merge(&root().join("target/figures/residency.json"), &[row])?;
+    ensure!(alarms.is_empty(), "{}", alarms.join("\n"));
     Ok(())
 }

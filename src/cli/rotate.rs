@@ -52,9 +52,13 @@ pub async fn rotate(
     .await?;
     let over = |store: Option<&PrivacyDataStore>| {
         store.is_none_or(|s| {
+            // Taken once it's under way. What is said then needn't be that: an end that is near is said first.
             let taken = !kube::ResourceExt::annotations(s).contains_key(labels::ROTATE_AUTHORITY);
-            let said = certified(s).is_some_and(|(reason, _)| reason == reasons::ROTATING);
-            taken && said
+            let said = certified(s);
+            let news = said.as_ref().is_some_and(|(reason, _)| {
+                [reasons::ROTATING, reasons::ENDS_SOON].contains(&reason.as_str())
+            });
+            taken && news
         })
     };
     match tokio::time::timeout(PATIENCE, await_condition(api, name, over)).await {

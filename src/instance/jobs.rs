@@ -170,7 +170,7 @@ pub async fn clone(
         .map_err(|e| format!("can't finish the copy: {e}"))
 }
 
-/// Keeps the present copy until the new one is whole, if both fit; else removes it now.
+/// Keeps the present copy until the new one is whole, if it is one and both fit; else removes it now.
 async fn make_room(root: &Path) -> Result<(), String> {
     let root = root.to_owned();
     blocking(move || {
@@ -178,10 +178,12 @@ async fn make_room(root: &Path) -> Result<(), String> {
         let needed = volume::bytes_of(&data);
         let s = nix::sys::statvfs::statvfs(&root)?;
         let free = s.blocks_available() * s.fragment_size();
-        if free < needed + needed / 5 {
+        // The size of remains says nothing of how much is needed, and nobody can use them.
+        let remains = matches!(volume::content(&data), Content::Remains(_));
+        if remains || free < needed + needed / 5 {
             info!(
                 free,
-                needed, "no room for two copies: the old one is removed first"
+                needed, remains, "no room for two copies: the old one is removed first"
             );
             volume::aside(&root)?;
             volume::clear_leftover(&root)?;

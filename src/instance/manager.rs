@@ -103,6 +103,8 @@ pub struct Manager {
     pub(super) content: Content,
     pub(super) space: (u64, u64),
     pub(super) certificate: Option<Certificate>,
+    /// The authorities that it trusts, and the one that signed its own.
+    pub(super) authorities: (Vec<String>, Option<String>),
     pub(super) credentials: Option<Credentials>,
     pub(super) files_read: Option<Instant>,
     pub(super) postgres: Option<Postmaster>,
@@ -213,6 +215,7 @@ impl Manager {
             complained: false,
             programs: None,
             certificate: None,
+            authorities: (Vec::new(), None),
             credentials: None,
             files_read: None,
             postgres: None,

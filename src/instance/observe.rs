@@ -16,6 +16,7 @@ use super::session::Session;
 use super::tls::{Certificate, Credentials};
 use super::{files, jobs, programs, store, vitals, volume};
 use crate::failover::Wanted;
+use crate::pki;
 
 impl Manager {
     pub(super) async fn observe(&mut self) {
@@ -105,6 +106,7 @@ impl Manager {
                     warn!("can't write PostgreSQL's copy of its certificate: {e}");
                 } else {
                     let _ = self.agent.input.send(Input::Certificate(new.clone()));
+                    self.authorities = (pki::authorities(new.ca()), pki::signer(new.cert()));
                     self.certificate = Some(new);
                 }
             }
@@ -249,11 +251,17 @@ impl Manager {
         }
     }
 
-    /// What the agent can't see by itself: that the volume is empty, and that a promoted server is no standby.
+    /// What the agent can't see by itself: that the volume holds no copy, and that a promoted server is no standby.
     fn tell_agent(&mut self) {
         // Only once there is somebody to copy: until then a volume that was mounted late, or is brought back, is
         // as good as it was. An empty one votes without a copy in any case.
-        let wiped = self.content == Content::Empty
+        let empty = match &self.content {
+            Content::Empty => true,
+            // Of a copy that this volume held, and not somebody else's files.
+            Content::Remains(_) => self.agent.view.borrow().held,
+            _ => false,
+        };
+        let wiped = empty
             && self.postgres.is_none()
             && self.job.is_none()
             && self.store.is_some()
@@ -317,6 +325,7 @@ impl Manager {
             parameters_tried: self.tried.is_some(),
             backing_off,
             duty: self.duty(),
+            held: self.agent.view.borrow().held,
         }
     }
 }

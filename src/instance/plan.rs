@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use super::volume::UNTOUCHED;
+
 /// What PGDATA on the volume is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -20,6 +22,8 @@ pub enum Content {
     Empty,
     /// A database cluster.
     Cluster(Cluster),
+    /// What is left of one where only its version and its control file would tell whose it was; in words.
+    Remains(String),
     /// Something that can't be read as one; in words.
     Unusable(String),
 }
@@ -135,6 +139,8 @@ pub struct Seen {
     pub backing_off: Option<(String, Duration)>,
     /// What the failover protocol wants.
     pub duty: Duty,
+    /// Whether this volume has held a copy of the store's data, as what it keeps beside them says.
+    pub held: bool,
 }
 
 /// The one next step.
@@ -233,6 +239,7 @@ fn wanted(seen: &Seen) -> Result<Mode, Step> {
             fits(seen, store, cluster, major)?;
             present(seen, store, cluster, first)
         }
+        Content::Remains(why) => remains(seen, store, why),
         Content::Empty if first => {
             if store.any_identifier || store.system_identifier.is_some() {
                 return fail(
@@ -292,6 +299,26 @@ fn fits(seen: &Seen, store: &StoreSeen, cluster: &Cluster, major: u32) -> Result
         )));
     }
     Ok(())
+}
+
+/// What is to become of the remains of a copy. If this volume has held one, they are that, and are replaced as an empty
+/// volume is filled, as soon as another copy serves; else they are somebody's, and stay as they are.
+fn remains(seen: &Seen, store: &StoreSeen, why: &str) -> Result<Mode, Step> {
+    match seen.duty {
+        Duty::Fenced => Err(Step::Wait("is fenced by hand".to_owned())),
+        Duty::Copy { ready: true } if seen.held && store.system_identifier.is_some() => {
+            if !seen.certificate {
+                return Err(Step::Wait(
+                    "waits for the Secret with its certificate".to_owned(),
+                ));
+            }
+            Err(clear_or(seen, Step::Clone { replace: true }))
+        }
+        _ if seen.held => Err(Step::Fail(format!(
+            "{why}; it is replaced as soon as a primary serves. If there is no other copy, restore this one"
+        ))),
+        _ => Err(Step::Fail(format!("{why}{UNTOUCHED}"))),
+    }
 }
 
 /// What is to become of the database cluster that is there.

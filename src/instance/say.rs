@@ -17,7 +17,6 @@ use super::{settings, sync};
 use crate::api::privacy_data_store::{
     AgreedConfiguration, InstanceRole, InstanceStatus, LastFailover,
 };
-use crate::pki;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 /// A term as the kinds have it.
@@ -286,7 +285,6 @@ impl Manager {
         verdict: &report::Verdict,
         durable: Option<bool>,
     ) -> InstanceStatus {
-        let certificate = self.certificate.as_ref();
         InstanceStatus {
             name: self.config.instance.clone(),
             id: self.volume.known_identity().map(|i| i.id),
@@ -303,11 +301,9 @@ impl Manager {
                 .as_ref()
                 .map(|c| c.voters.contains(&view.me)),
             fenced: view.fenced.then_some(true),
-            trusts: certificate
-                .map(|c| pki::authorities(c.ca()))
-                .unwrap_or_default(),
+            trusts: self.authorities.0.clone(),
             strangers: self.tend.strangers.told(),
-            signed_by: certificate.and_then(|c| pki::signer(c.cert())),
+            signed_by: self.authorities.1.clone(),
             pending_restart: (self.postgres.is_some() && !self.tend.pending_restart.is_empty())
                 .then_some(true),
             ..InstanceStatus::default()

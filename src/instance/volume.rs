@@ -162,6 +162,10 @@ pub fn remember<T: Serialize>(root: &Path, name: &str, fact: &T) -> anyhow::Resu
         .with_context(|| format!("can't write {STATE}/{name} on the volume"))
 }
 
+/// What a person can do.
+pub const UNTOUCHED: &str =
+    "; nothing was touched. Restore it, or delete the volume claim and the pod";
+
 /// What a directory is, as PGDATA.
 #[must_use]
 pub fn content(data: &Path) -> Content {
@@ -170,28 +174,33 @@ pub fn content(data: &Path) -> Content {
         Err(e) => return Content::Unusable(format!("the volume can't be read: {e}")),
         Ok(_) => {}
     }
-    let unusable = |what: &str| {
-        Content::Unusable(format!(
-            "data/ on the volume is there, but {what}, so it is no whole database cluster; nothing was \
-             touched. Restore it, or delete the volume claim and the pod"
-        ))
+    let unread = |e: io::Error| Content::Unusable(format!("the volume can't be read: {e}"));
+    let whole = |what: &str| {
+        format!("data/ on the volume is there, but {what}, so it is no whole database cluster")
+    };
+    let unusable = |what: &str| Content::Unusable(format!("{}{UNTOUCHED}", whole(what)));
+    let identifier = match system_identifier(data) {
+        Ok(identifier) => identifier,
+        Err(e) => return unread(e),
     };
     let major = match files::read_bounded(&data.join("PG_VERSION"), 64) {
         Ok(Some(text)) => match String::from_utf8_lossy(&text).trim().parse() {
             Ok(major) => major,
             Err(_) => return unusable("its PG_VERSION can't be understood"),
         },
+        Ok(None) if identifier.is_none() => {
+            return Content::Remains(whole("it has neither PG_VERSION nor global/pg_control"));
+        }
         Ok(None) => return unusable("it has no PG_VERSION"),
-        Err(e) => return Content::Unusable(format!("the volume can't be read: {e}")),
+        Err(e) => return unread(e),
     };
-    match system_identifier(data) {
-        Ok(Some(system_identifier)) => Content::Cluster(Cluster {
+    match identifier {
+        Some(system_identifier) => Content::Cluster(Cluster {
             major,
             system_identifier,
             standby: data.join("standby.signal").exists(),
         }),
-        Ok(None) => unusable("its global/pg_control is missing or too short"),
-        Err(e) => Content::Unusable(format!("the volume can't be read: {e}")),
+        None => unusable("its global/pg_control is missing or too short"),
     }
 }
 
@@ -308,6 +317,11 @@ mod tests {
         let volume = Volume::open(dir.path()).unwrap();
         assert_eq!(volume.content(), Content::Empty);
         std::fs::create_dir(volume.data()).unwrap();
+        assert!(matches!(volume.content(), Content::Remains(_)));
+        cluster(&volume.data(), 7);
+        std::fs::remove_file(volume.data().join("PG_VERSION")).unwrap();
+        assert!(matches!(volume.content(), Content::Unusable(_)));
+        std::fs::write(volume.data().join("PG_VERSION"), "new").unwrap();
         assert!(matches!(volume.content(), Content::Unusable(_)));
         cluster(&volume.data(), 7);
         let Content::Cluster(c) = volume.content() else {

@@ -276,6 +276,7 @@ fn view_of(node: &Node<String>, me: &str) -> View {
         rule: sync::NOBODY.to_owned(),
         ruled: None,
         rebuilding: node.durable().rebuilding,
+        held: node.durable().rebuilding || !node.durable().history.is_empty(),
         addresses: BTreeMap::new(),
         fenced: false,
         stuck: None,

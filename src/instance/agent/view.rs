@@ -67,6 +67,8 @@ pub struct View {
     pub ruled: Option<Instant>,
     /// Its copy doesn't count as data.
     pub rebuilding: bool,
+    /// There is, or was, a copy on this volume.
+    pub held: bool,
     /// Where the other instances are, as they say themselves.
     pub addresses: BTreeMap<String, IpAddr>,
     /// Fenced by hand.

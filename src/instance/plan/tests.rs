@@ -28,6 +28,10 @@ fn cluster(id: &str, standby: bool) -> Content {
     })
 }
 
+fn remains() -> Content {
+    Content::Remains("it has neither PG_VERSION nor global/pg_control".into())
+}
+
 fn seen(me: &str, store: Option<StoreSeen>, content: Content) -> Seen {
     Seen {
         me: me.into(),
@@ -42,6 +46,7 @@ fn seen(me: &str, store: Option<StoreSeen>, content: Content) -> Seen {
         parameters_tried: true,
         backing_off: None,
         duty: Duty::Unknown,
+        held: false,
     }
 }
 
@@ -219,6 +224,25 @@ fn a_copy_that_does_not_count_is_replaced_when_somebody_serves() {
 }
 
 #[test]
+fn what_is_left_of_a_copy_is_replaced_when_somebody_serves() {
+    let of = |duty, held| {
+        let mut s = with(duty, seen("s-1", Some(known()), remains()));
+        s.held = held;
+        next(&s)
+    };
+    let copy = |ready| Duty::Copy { ready };
+    assert_eq!(of(copy(true), true), Step::Clone { replace: true });
+    for duty in [copy(false), Duty::Standby, Duty::Primary] {
+        assert!(failure(&of(duty, true)).contains("as soon as a primary serves"));
+    }
+    // Nobody knows whose that is.
+    for duty in [copy(true), copy(false), Duty::Standby, Duty::Unknown] {
+        assert!(failure(&of(duty, false)).contains("nothing was touched"));
+    }
+    assert!(is_wait(&of(Duty::Fenced, true)));
+}
+
+#[test]
 fn a_fenced_instance_is_stopped() {
     let mut s = with(Duty::Fenced, seen("s-2", Some(known()), cluster("7", true)));
     s.process = Process::Running(Mode::Standby);
@@ -262,6 +286,7 @@ fn any_content() -> impl Strategy<Value = Content> {
     prop_oneof![
         Just(Content::Empty),
         Just(Content::Unusable("x".into())),
+        Just(remains()),
         (15u32..=18, "[78]", any::<bool>()).prop_map(|(major, system_identifier, standby)| {
             Content::Cluster(Cluster {
                 major,
@@ -308,12 +333,13 @@ fn any_seen() -> impl Strategy<Value = Seen> {
                 any::<bool>().prop_map(|ready| Duty::Copy { ready }),
                 Just(Duty::Fenced),
             ],
+            any::<bool>(),
         ),
     )
         .prop_map(
             |(
                 (store, content, leftover, programs, process),
-                (job, certificate, credentials, parameters_tried, backing_off, duty),
+                (job, certificate, credentials, parameters_tried, backing_off, duty, held),
             )| Seen {
                 me: "s-1".into(),
                 store,
@@ -327,6 +353,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
                 parameters_tried,
                 backing_off,
                 duty,
+                held,
             },
         )
 }
@@ -356,6 +383,11 @@ proptest! {
                 prop_assert!(!running && !foreign && identifier.is_some());
                 prop_assert_eq!(s.duty, Duty::Copy { ready: true });
                 prop_assert_eq!(replace, s.content != Content::Empty);
+                prop_assert!(match s.content {
+                    Content::Empty | Content::Cluster(_) => true,
+                    Content::Remains(_) => s.held,
+                    Content::Unusable(_) => false,
+                }, "nobody knows whose that is");
                 prop_assert!(!s.leftover);
             }
             Step::Start(mode) => {

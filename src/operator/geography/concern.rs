@@ -15,7 +15,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 
 use super::{References, generation};
-use crate::api::{PrivacyDataStore, Region, ResidencyPolicy};
+use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, labels};
 use crate::operator::context::Context;
 use crate::residency::{NodeFacts, Whereabouts, locate};
 
@@ -27,8 +27,8 @@ pub struct Geography<'a> {
     pub policies: &'a [Arc<ResidencyPolicy>],
     /// Every node.
     pub nodes: &'a [NodeFacts],
-    /// The policy that is a namespace's ceiling, by namespace.
-    pub ceilings: &'a BTreeMap<String, String>,
+    /// The labels of each namespace that has a ceiling: they say which, and which policies it may use.
+    pub namespaces: &'a BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// A store: namespace and name.
@@ -42,7 +42,7 @@ fn hash(of: impl Hash) -> u64 {
 
 /// The mark of each store. Two are equal only if nothing that bears on the store differs: its policy and its
 /// namespace's, the Regions that they and its placement name, the nodes that are in those or claimed by them, and the
-/// nodes where its instances are, wherever that is.
+/// nodes where its instances are, wherever that is. Not in it: nodes that are known by a kept volume alone.
 #[must_use]
 pub fn marks(geography: &Geography<'_>, stores: &[Arc<PrivacyDataStore>]) -> HashMap<Key, u64> {
     let mut by_region: BTreeMap<String, Vec<u64>> = BTreeMap::new();
@@ -56,7 +56,10 @@ pub fn marks(geography: &Geography<'_>, stores: &[Arc<PrivacyDataStore>]) -> Has
         };
         let mark = hash((node, &claimed));
         by_node.insert(&node.name, mark);
-        for region in claimed {
+        let mut all: BTreeSet<String> = claimed.into_iter().collect();
+        // Nothing is placed in a region while a node outside bears its stamp.
+        all.extend(node.labels.get(labels::NODE_REGION).cloned());
+        for region in all {
             by_region.entry(region).or_default().push(mark);
         }
     }
@@ -64,7 +67,8 @@ pub fn marks(geography: &Geography<'_>, stores: &[Arc<PrivacyDataStore>]) -> Has
         marks.sort_unstable();
     }
     let mark = |store: &PrivacyDataStore| {
-        let ceiling = geography.ceilings.get(store.meta().namespace.as_ref()?);
+        let namespace = geography.namespaces.get(store.meta().namespace.as_ref()?);
+        let ceiling = namespace.and_then(|labels| labels.get(labels::RESIDENCY));
         let names = [Some(&store.spec.residency_policy_ref.name), ceiling];
         let policies: Vec<&Arc<ResidencyPolicy>> = names
             .into_iter()
@@ -79,6 +83,12 @@ pub fn marks(geography: &Geography<'_>, stores: &[Arc<PrivacyDataStore>]) -> Has
             .collect();
         for permit in policies.iter().flat_map(|p| &p.spec.permits) {
             named.extend(permit.regions.iter().map(String::as_str));
+            let lists = |r: &&Arc<Region>| {
+                let listed = &r.spec.jurisdictions;
+                listed.iter().any(|j| permit.jurisdictions.contains(j))
+            };
+            let all = geography.regions.iter().filter(lists);
+            named.extend(all.filter_map(|r| r.metadata.name.as_deref()));
         }
         let regions: Vec<_> = named
             .into_iter()
@@ -99,7 +109,7 @@ pub fn marks(geography: &Geography<'_>, stores: &[Arc<PrivacyDataStore>]) -> Has
             .map(|node| (node, by_node.get(node)))
             .collect();
         let policies: Vec<_> = policies.iter().map(|p| generation(p.as_ref())).collect();
-        Some(hash((ceiling, policies, regions, here)))
+        Some(hash((namespace, policies, regions, here)))
     };
     stores
         .iter()
@@ -132,7 +142,7 @@ pub fn stream(
                 regions: &ctx.regions.state(),
                 policies: &ctx.policies.state(),
                 nodes: &ctx.node_facts(),
-                ceilings: &references.ceilings(),
+                namespaces: &references.namespaces(),
             },
             &references.stores.state(),
         );
@@ -217,14 +227,14 @@ mod tests {
             node("n2", "north"),
         ];
         let mut regions = vec![region("west"), region("east"), region("north")];
-        let ceilings = BTreeMap::new();
+        let namespaces = BTreeMap::new();
         let of = |nodes: &[NodeFacts], regions: &[Arc<Region>]| {
             marks(
                 &Geography {
                     regions,
                     policies: &policies,
                     nodes,
-                    ceilings: &ceilings,
+                    namespaces: &namespaces,
                 },
                 &stores,
             )
@@ -263,6 +273,41 @@ mod tests {
     }
 
     #[test]
+    fn a_stamp_that_stays_behind_concerns_the_region_whose_it_is() {
+        let stamped = |node: &mut NodeFacts, stamp: Option<&str>| match stamp {
+            Some(stamp) => drop(node.labels.insert(labels::NODE_REGION.into(), stamp.into())),
+            None => drop(node.labels.remove(labels::NODE_REGION)),
+        };
+        assert_eq!(concerned_by(|n, _| stamped(&mut n[3], Some("east"))), ["e"]);
+        assert_eq!(concerned_by(|n, _| stamped(&mut n[3], None)), [""; 0]);
+    }
+
+    #[test]
+    fn a_region_is_named_by_its_jurisdictions_too() {
+        let mut named = (*policy("none")).clone();
+        named.spec.permits[0].jurisdictions = vec!["US".into()];
+        let policies = [Arc::new(named)];
+        let stores = [store("s", "none", "x")];
+        let of = |regions: &[Arc<Region>], nodes: &[NodeFacts]| {
+            let geography = Geography {
+                regions,
+                policies: &policies,
+                nodes,
+                namespaces: &BTreeMap::new(),
+            };
+            marks(&geography, &stores)
+        };
+        let mut west = (*region("west")).clone();
+        let plain = of(&[Arc::new(west.clone())], &[]);
+        assert_eq!(concerned(&plain, &of(&[], &[])), [], "it isn't named");
+        west.spec.jurisdictions = vec!["US".into()];
+        let listed = of(&[Arc::new(west.clone())], &[]);
+        assert_eq!(concerned(&plain, &listed).len(), 1);
+        let filled = of(&[Arc::new(west)], &[node("w1", "west")]);
+        assert_eq!(concerned(&listed, &filled).len(), 1);
+    }
+
+    #[test]
     fn a_region_concerns_those_who_name_it_and_those_whose_nodes_it_claims() {
         let twin = |of: &str| {
             let mut twin = (*region(of)).clone();
@@ -289,12 +334,13 @@ mod tests {
         let stores = [store("w", "west", "w1"), store("e", "east", "e1")];
         let mut policies = vec![policy("west"), policy("east"), policy("ceiling")];
         let of = |policies: &[Arc<ResidencyPolicy>], ceiling: Option<&str>| {
-            let ceilings = ceiling.map(|c| ("ns".to_owned(), c.to_owned()));
+            let labels = |c: &str| [(labels::RESIDENCY.to_owned(), c.to_owned())].into();
+            let namespaces = ceiling.map(|c| ("ns".to_owned(), labels(c)));
             let geography = Geography {
                 regions: &[],
                 policies,
                 nodes: &[],
-                ceilings: &ceilings.into_iter().collect(),
+                namespaces: &namespaces.into_iter().collect(),
             };
             marks(&geography, &stores)
         };

@@ -324,6 +324,13 @@ impl References {
         })
     }
 
+    fn namespaces(&self) -> BTreeMap<String, BTreeMap<String, String>> {
+        let all = self.namespaces.state();
+        all.iter()
+            .map(|n| (n.name_any(), n.labels().clone()))
+            .collect()
+    }
+
     fn ceilings(&self) -> BTreeMap<String, String> {
         self.namespaces
             .state()

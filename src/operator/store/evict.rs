@@ -184,7 +184,7 @@ impl Outside {
         let left = now.duration_until(self.since? + GRACE);
         // A clock that was set back must not make it longer.
         let left = Duration::try_from(left.min(GRACE)).unwrap_or_default();
-        let mut waits = None;
+        let mut waits: Option<Duration> = None;
         for pod in &observed.pods {
             let name = pod.name_any();
             let Some(words) = self.running.get(&name) else {
@@ -207,7 +207,8 @@ impl Outside {
                 GRACE.unsigned_abs()
             };
             if !released && !left.is_zero() {
-                waits = waits.max(Some(left));
+                // The first whose time is over is looked at then, not with the last.
+                waits = Some(waits.map_or(left, |w| w.min(left)));
                 continue;
             }
             steps.push(Step::Tell {

@@ -118,7 +118,7 @@ pub async fn run(ctx: Arc<Context>, references: Arc<References>, triggers: Trigg
 
 async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
     let (name, namespace) = (guarded.name_any(), guarded.namespace().unwrap_or_default());
-    let _room = ctx.passes.acquire().await.map_err(anyhow::Error::from)?;
+    let room = ctx.passes.acquire().await.map_err(anyhow::Error::from)?;
     if let Err(error) = &guarded.0 {
         complain(&ctx, &namespace, &name, &error.to_string()).await?;
         return Ok(Action::await_change());
@@ -140,6 +140,8 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
         None
     };
     let applied = apply::apply(&ctx, &observed.store, &plan.steps).await;
+    // Instances that don't answer keep nobody else waiting.
+    drop(room);
     let mut draft = plan.draft;
     if let Err(error) = &applied {
         if plan

@@ -7,6 +7,7 @@
 //! Pure. Never lets an authority sign that a running instance doesn't trust, nor retires one whose certificate a running
 //! instance uses.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -43,11 +44,11 @@ enum Stage<'a> {
     /// There is none.
     Settled,
     /// The next authority is announced; these don't trust it yet.
-    Announced(&'a Known, Vec<String>),
+    Announced(&'a Known, BTreeSet<String>),
     /// The next authority signs; these use another's certificate yet.
-    Signing(Vec<String>),
+    Signing(BTreeSet<String>),
     /// The former authority is taken away; these still trust it.
-    Retiring(Vec<String>),
+    Retiring(BTreeSet<String>),
 }
 
 /// Whether every instance that runs trusts the authority that signs.
@@ -177,7 +178,7 @@ pub fn verdict(observed: &Observed, instances: &[Instance<'_>], now: Timestamp) 
             } else {
                 format!(
                     "authority {next} is to take the place of {active} once it is trusted by {}",
-                    waits.join(", ")
+                    listed(&waits)
                 )
             };
             Verdict::new(kind, true, reasons::ROTATING, words)
@@ -185,14 +186,14 @@ pub fn verdict(observed: &Observed, instances: &[Instance<'_>], now: Timestamp) 
         Stage::Retiring(waits) => {
             let words = format!(
                 "authority {active} signs; a former one is still trusted by {}",
-                waits.join(", ")
+                listed(&waits)
             );
             Verdict::new(kind, true, reasons::ROTATING, words)
         }
         Stage::Signing(waits) => {
             let words = format!(
                 "authority {active} signs; the former one is trusted until new certificates are used by {}",
-                waits.join(", ")
+                listed(&waits)
             );
             Verdict::new(kind, true, reasons::ROTATING, words)
         }
@@ -204,20 +205,18 @@ fn stage<'a>(
     authorities: &'a Authorities,
     instances: &[Instance<'_>],
 ) -> Stage<'a> {
-    let mut waits = Vec::new();
+    let mut waits = BTreeSet::new();
     // What runs is what counts; what is made later finds its Secret as it is now.
     let mut secrets = |good: &dyn Fn(&super::certificates::Facts) -> bool| {
         for i in instances {
             if !observed.certificates.get(&i.name).is_some_and(good) {
-                waits.push(i.name.clone());
+                waits.insert(i.name.clone());
             }
         }
     };
     if let Some(next) = &authorities.next {
         secrets(&|f| f.bundle == authorities.bundle);
         waits.extend(running(observed, |e| e.trusts.contains(&next.id)));
-        waits.sort();
-        waits.dedup();
         return Stage::Announced(next, waits);
     }
     let active = Some(authorities.active.id.as_str());
@@ -226,7 +225,6 @@ fn stage<'a>(
         let mut late = running(observed, alone);
         // Whoever hasn't said anything yet doesn't hold up anything.
         late.retain(|name| entry(observed, name).is_some());
-        late.sort();
         return if late.is_empty() {
             Stage::Settled
         } else {
@@ -235,13 +233,11 @@ fn stage<'a>(
     }
     secrets(&|f| f.signer.as_deref() == active);
     waits.extend(running(observed, |e| e.signed_by.as_deref() == active));
-    waits.sort();
-    waits.dedup();
     Stage::Signing(waits)
 }
 
 /// The instances that run and haven't said that it is so with them.
-fn running(observed: &Observed, so: impl Fn(&InstanceStatus) -> bool) -> Vec<String> {
+fn running(observed: &Observed, so: impl Fn(&InstanceStatus) -> bool) -> BTreeSet<String> {
     observed
         .pods
         .iter()
@@ -270,6 +266,11 @@ pub fn clients_have(value: &str) -> Result<SignedDuration, String> {
         Ok(time) => Ok(time),
         Err(_) => refuse("it is no duration"),
     }
+}
+
+fn listed(names: &BTreeSet<String>) -> String {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.join(", ")
 }
 
 fn tell(reason: &'static str, warning: bool, note: String) -> Step {
