@@ -144,6 +144,7 @@ impl Run<'_> {
 
     async fn make(&self, latency: u64) -> Result<Sample> {
         let target = store::target(self.scope(), &self.ground.store).await?;
+        store::reachable(&self.client_node()?.netns(), &target).await?;
         check::prepare(&target).await?;
         let mut watch = Watch::start(self.scope(), &self.ground.store);
         watch.until("a first status", FAILOVER, |_| true).await?;

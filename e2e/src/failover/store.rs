@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 
 use super::target::Target;
 use crate::harness::{PATIENCE, Scope, condition};
+use crate::net::inside;
 use crate::run::until;
 
 /// The port at which an instance says how it is.
@@ -154,6 +155,33 @@ pub async fn target(scope: &Scope, store: &str) -> Result<Target> {
     Target::from_uri(&text("uri")?, &text("ca.crt")?, &addresses)
 }
 
+/// Kubernetes' own controllers come back to an API server that was away with pauses that double: more than a minute was
+/// seen between its return and a Service that leads to a pod's new address.
+const KUBERNETES: Duration = Duration::from_secs(240);
+
+/// Waits until every instance can be reached from a node. kube-proxy there learns from the API server of a pod's new
+/// address; where that was away, it asks it again only after a pause of its own, and a fault in that moment would measure
+/// its pause: clients had to wait 20 to 39 s for a primary that had served after half a second.
+///
+/// # Errors
+/// If it doesn't come to that in time.
+pub async fn reachable(netns: &str, target: &Target) -> Result<()> {
+    for host in &target.hosts {
+        let dial = format!("exec 3<>/dev/tcp/{}/{}", host.address, host.port);
+        until(
+            "kube-proxy leads to where instances are",
+            KUBERNETES,
+            Duration::from_millis(200),
+            || async {
+                let dialled = inside(netns, &["timeout", "1", "bash", "-c", &dial]).await;
+                dialled.with_context(|| format!("{} from {netns}", host.name))
+            },
+        )
+        .await?;
+    }
+    Ok(())
+}
+
 /// Waits until all instances serve, and the primary itself says that all others stream from it.
 ///
 /// # Errors
@@ -201,7 +229,7 @@ async fn routed(scope: &Scope, instance: &Instance) -> Result<()> {
     let wanted = instance.address.map(|a| a.to_string());
     until(
         "Services lead to where instances are",
-        Duration::from_secs(60),
+        KUBERNETES,
         Duration::from_millis(100),
         || async {
             let found = slices.list(&ours).await?;
