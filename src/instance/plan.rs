@@ -272,10 +272,7 @@ fn wanted(seen: &Seen) -> Result<Mode, Step> {
             if seen.duty != (Duty::Copy { ready: true }) || store.system_identifier.is_none() {
                 return wait("waits for a primary that serves, to copy it");
             }
-            if !seen.certificate {
-                return wait("waits for the Secret with its certificate");
-            }
-            Err(clear_or(seen, Step::Clone { replace: false }))
+            Err(copy(seen, false))
         }
     }
 }
@@ -307,12 +304,7 @@ fn remains(seen: &Seen, store: &StoreSeen, why: &str) -> Result<Mode, Step> {
     match seen.duty {
         Duty::Fenced => Err(Step::Wait("is fenced by hand".to_owned())),
         Duty::Copy { ready: true } if seen.held && store.system_identifier.is_some() => {
-            if !seen.certificate {
-                return Err(Step::Wait(
-                    "waits for the Secret with its certificate".to_owned(),
-                ));
-            }
-            Err(clear_or(seen, Step::Clone { replace: true }))
+            Err(copy(seen, true))
         }
         _ if seen.held => Err(Step::Fail(format!(
             "{why}; it is replaced as soon as a primary serves. If there is no other copy, restore this one"
@@ -349,6 +341,14 @@ fn present(seen: &Seen, store: &StoreSeen, cluster: &Cluster, first: bool) -> Re
         },
         Duty::Fenced => Err(Step::Wait("is fenced by hand".to_owned())),
     }
+}
+
+/// A copy of the primary's where there is none that counts.
+fn copy(seen: &Seen, replace: bool) -> Step {
+    if !seen.certificate {
+        return Step::Wait("waits for the Secret with its certificate".to_owned());
+    }
+    clear_or(seen, Step::Clone { replace })
 }
 
 /// Work that writes beside PGDATA: after any back-off, and never over leftovers.

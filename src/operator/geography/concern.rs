@@ -188,6 +188,7 @@ mod tests {
 
     fn store(name: &str, region: &str, on: &str) -> Arc<PrivacyDataStore> {
         let object = json!({
+            "apiVersion": "domicile.dev/v1alpha1", "kind": "PrivacyDataStore",
             "metadata": { "name": name, "namespace": "ns" },
             "spec": {
                 "residencyPolicyRef": { "name": region },
@@ -195,9 +196,6 @@ mod tests {
             },
             "status": { "instances": [{ "name": format!("{name}-1"), "node": on }] },
         });
-        let mut object = object;
-        object["apiVersion"] = "domicile.dev/v1alpha1".into();
-        object["kind"] = "PrivacyDataStore".into();
         Arc::new(serde_json::from_value(object).unwrap())
     }
 

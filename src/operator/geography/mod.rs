@@ -205,14 +205,7 @@ where
     K: Resource + Clone + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
 {
-    let triggers: Vec<Triggers> = triggers.into_iter().cloned().collect();
-    let (store, writer) = reflector::store();
-    tokio::spawn(follow(events, writer, move |event: &Event<K>| {
-        if !matches!(event, Event::Init | Event::InitApply(_)) {
-            triggers.iter().for_each(Triggers::pull);
-        }
-    }));
-    store
+    keep_told(events, |_| (), &[], &triggers)
 }
 
 async fn follow<K>(
