@@ -23,6 +23,7 @@ pub mod layout;
 pub mod leftovers;
 pub mod net;
 pub mod node;
+pub mod operated;
 pub mod patroni;
 pub mod pki;
 pub mod provisioner;

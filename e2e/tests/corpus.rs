@@ -3,15 +3,14 @@
 //!
 //! Feature `api`: the API server's programs must be built (`testbed prepare`).
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::api::ApiServer;
 use e2e::corpus::{self, Outcome, Trial};
 use e2e::figures::{self, Figure};
 use e2e::harness::condition;
+use e2e::operated::{Operated, root};
 use e2e::run::until;
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ServiceAccount};
@@ -26,50 +25,18 @@ const NAMESPACES: [&str; 8] = [
     "records", "west", "eu", "vault", "split", "typo", "open", "wide",
 ];
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-struct World {
-    server: ApiServer,
-    operator: Option<Child>,
-    provisioner: tokio::task::JoinHandle<Result<()>>,
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        self.provisioner.abort();
-        if let Some(operator) = &mut self.operator {
-            drop(operator.kill());
-            drop(operator.wait());
-        }
-    }
-}
+struct World(Operated);
 
 impl World {
     /// Installs everything and waits until the operator has resolved and bound what there is.
     async fn new(port: u16) -> Result<Self> {
-        let server = ApiServer::start().await?;
-        let layout = server.layout().clone();
-        let mut world = Self {
-            server,
-            operator: None,
-            provisioner: tokio::spawn(async move { e2e::provisioner::serve(&layout).await }),
-        };
+        let mut world = Self(Operated::new().await?);
         world
-            .kubectl(&["apply", "--server-side", "-f", "crds"])
+            .0
+            .kubectl(&["apply", "-k", "config/admission"])
             .await?;
         world
-            .kubectl(&[
-                "wait",
-                "--for=condition=Established",
-                "--timeout=60s",
-                "-f",
-                "crds",
-            ])
-            .await?;
-        world.kubectl(&["apply", "-k", "config/admission"]).await?;
-        world
+            .0
             .kubectl(&["apply", "-f", "corpus/residency/_world.yaml"])
             .await?;
         let pod = std::fs::read_to_string(root().join("corpus/residency/_pods.yaml"))?;
@@ -79,63 +46,15 @@ impl World {
                 accounts.get("default").await.map_err(Into::into)
             })
             .await?;
-            world.apply(&pod.replace("$NS", namespace)).await?;
+            world.0.apply(&pod.replace("$NS", namespace)).await?;
         }
-        world.operator = Some(world.operator(port)?);
+        world.0.start_operator(port)?;
         world.settled().await?;
         Ok(world)
     }
 
     fn client(&self) -> Client {
-        self.server.client()
-    }
-
-    fn command(&self) -> Result<[String; 3]> {
-        Ok([
-            e2e::tools::KUBERNETES
-                .path("kubectl")?
-                .display()
-                .to_string(),
-            "--kubeconfig".to_owned(),
-            self.server.kubeconfig().display().to_string(),
-        ])
-    }
-
-    /// Paths are the repository's.
-    async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = self.command()?.to_vec();
-        for argument in arguments {
-            let path = root().join(argument);
-            let is_path = argument.contains('/') || *argument == "crds";
-            command.push(if is_path && path.exists() {
-                path.display().to_string()
-            } else {
-                (*argument).to_owned()
-            });
-        }
-        e2e::run::run(&command).await
-    }
-
-    async fn apply(&self, manifest: &str) -> Result<String> {
-        let mut command = self.command()?.to_vec();
-        command.extend(["apply", "-f", "-"].map(str::to_owned));
-        e2e::run::run_with(&command, Some(manifest)).await
-    }
-
-    fn operator(&self, port: u16) -> Result<Child> {
-        let program = std::env::current_exe()?
-            .with_file_name("")
-            .join("../domicile");
-        let log = self.server.layout().logs().join("operator.log");
-        Command::new(&program)
-            .args(["operator", "--image", "domicile:test", "--identity", "one"])
-            .args(["--lease-namespace", "default"])
-            .args(["--http", &format!("127.0.0.1:{port}")])
-            .env("KUBECONFIG", self.server.kubeconfig())
-            .stderr(std::fs::File::create(&log)?)
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("{}: build it first (cargo build)", program.display()))
+        self.0.client()
     }
 
     fn kind(name: &str) -> ApiResource {
@@ -259,6 +178,7 @@ fn publish(rows: &[(&str, usize)]) -> Result<PathBuf> {
 async fn without_admission_the_operator_refuses_the_same_in_the_same_words() -> Result<()> {
     let world = World::new(18142).await?;
     world
+        .0
         .kubectl(&[
             "delete",
             "validatingadmissionpolicybindings,validatingadmissionpolicies",
