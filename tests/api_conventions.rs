@@ -97,7 +97,15 @@ fn walk<'a>(node: Node<'a>, out: &mut Vec<Node<'a>>) {
 type Check = fn(&Node<'_>) -> Option<String>;
 
 /// Booleans that will never need a third value, and why.
-const BOOLEANS: [(&str, &str); 7] = [
+const BOOLEANS: [(&str, &str); 9] = [
+    (
+        "PrivacyDataStore.status.rights[].ledger",
+        "the workflow's requests are kept in this store or aren't",
+    ),
+    (
+        "PrivacyDataStore.status.rights[].tables[].delete",
+        "its workers may delete rows or may not",
+    ),
     (
         "PrivacyDataStore.status.instances[].ready",
         "as in core/v1 ContainerStatus",

@@ -30,6 +30,11 @@ pub const ENFORCED: &str = "Enforced";
 /// Of a policy: every copy of the stores under it is where it permits.
 pub const RESPECTED: &str = "Respected";
 
+/// Of a workflow: the ledger of requests could be read.
+pub const BACKLOG_KNOWN: &str = "BacklogKnown";
+/// Of a workflow: every legal deadline of an open request holds.
+pub const DEADLINES_FEASIBLE: &str = "DeadlinesFeasible";
+
 /// Reasons, one word each. They are part of the interface: alerts and scripts match them.
 pub mod reasons {
     /// As specified.
@@ -92,6 +97,22 @@ pub mod reasons {
     pub const ADMISSION_MISSING: &str = "AdmissionMissing";
     /// This version of Kubernetes doesn't show admission where a pod is bound.
     pub const KUBERNETES_TOO_OLD: &str = "KubernetesTooOld";
+    /// A PrivacyDataStore that is referred to doesn't exist.
+    pub const STORE_NOT_FOUND: &str = "StoreNotFound";
+    /// This release has no connector for a target's type.
+    pub const TARGET_NOT_SUPPORTED: &str = "TargetNotSupported";
+    /// A target is where no pool of workers is.
+    pub const NO_POOL: &str = "NoPool";
+    /// The keys of a ledger that holds requests are gone or damaged.
+    pub const KEYS_LOST: &str = "KeysLost";
+    /// The ledger doesn't answer.
+    pub const LEDGER_UNREACHABLE: &str = "LedgerUnreachable";
+    /// Requests are open.
+    pub const REQUESTS_OPEN: &str = "RequestsOpen";
+    /// Open requests are past their legal deadline.
+    pub const OVERDUE: &str = "Overdue";
+    /// No forecast is made.
+    pub const NOT_PROJECTED: &str = "NotProjected";
     /// It can't be known at present.
     pub const UNKNOWN: &str = "Unknown";
 }

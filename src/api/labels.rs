@@ -58,3 +58,11 @@ pub const ACCEPT_DATA_LOSS: &str = "domicile.dev/accept-data-loss";
 /// On a store: for how long clients may go on with the authorities that they know now, as `10m`. The operator makes a new
 /// authority, has it trusted everywhere, lets it sign then, and removes the annotation.
 pub const ROTATE_AUTHORITY: &str = "domicile.dev/rotate-authority";
+/// The RightsWorkflow that an object belongs to.
+pub const WORKFLOW: &str = "domicile.dev/workflow";
+/// Standard label: what an object is within its application. `gateway` or `worker` on what belongs to a RightsWorkflow.
+pub const COMPONENT: &str = "app.kubernetes.io/component";
+/// Holds a RightsWorkflow's deletion until its requests are closed.
+pub const RIGHTS_FINALIZER: &str = "domicile.dev/rights";
+/// On a RightsWorkflow: while "true", it may be deleted with requests that are still open. A person's word.
+pub const ABANDON_REQUESTS: &str = "domicile.dev/abandon-requests";

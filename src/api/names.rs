@@ -135,6 +135,148 @@ pub fn instance_field_manager(instance: &str) -> String {
 /// Field manager of the operator.
 pub const OPERATOR_FIELD_MANAGER: &str = "domicile-operator";
 
+/// What a `RightsWorkflow` is made of: its database, roles, objects, and the paths inside its pods.
+pub mod rights {
+    /// Role of which every role of a workflow is a member: they come with a certificate, never with a password.
+    pub const GROUP_ROLE: &str = "domicile_rights";
+    /// Port of a gateway's API; HTTPS.
+    pub const GATEWAY_PORT: u16 = 8443;
+
+    /// Paths inside a gateway's or worker's pod.
+    pub mod paths {
+        /// What the operator made of the workflow: `workflow.json`.
+        pub const CONFIG: &str = "/etc/domicile/rights/config/workflow.json";
+        /// The certificate by which the pod is a role at the ledger: ca.crt, tls.crt, tls.key.
+        pub const TLS: &str = "/etc/domicile/rights/tls";
+        /// The workflow's keys: `hash`, and one `epoch-YYYY-MM-DD` per day, 32 bytes each.
+        pub const KEYS: &str = "/etc/domicile/rights/keys";
+        /// The certificate that a gateway shows its clients: tls.crt, tls.key.
+        pub const SERVING: &str = "/etc/domicile/rights/serving";
+        /// Credentials of targets: `TARGET/url`. Workers only.
+        pub const TARGETS: &str = "/etc/domicile/rights/targets";
+    }
+
+    /// What a process of a workflow is at the ledger, and nothing more.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum Role {
+        /// Files requests, reads and withdraws them.
+        Gateway,
+        /// Claims steps and finishes them.
+        Worker,
+        /// Counts, and nothing else: the operator.
+        Observer,
+    }
+
+    /// Database of a workflow's ledger, in the store that `ledgerRef` names.
+    #[must_use]
+    pub fn database(workflow: &str) -> String {
+        format!("rights-{workflow}")
+    }
+
+    /// PostgreSQL's name of a role; also the common name of the certificate by which one is that role.
+    #[must_use]
+    pub fn role(workflow: &str, role: Role) -> String {
+        let what = match role {
+            Role::Gateway => "gateway",
+            Role::Worker => "worker",
+            Role::Observer => "observer",
+        };
+        format!("rights-{workflow}-{what}")
+    }
+
+    /// Role that owns the ledger; nobody can log in as it.
+    #[must_use]
+    pub fn owner(workflow: &str) -> String {
+        format!("rights-{workflow}-owner")
+    }
+
+    /// ServiceAccount, Deployment and all that goes with it, of a workflow's gateway.
+    #[must_use]
+    pub fn gateway(workflow: &str) -> String {
+        format!("{workflow}-rights-gateway")
+    }
+
+    /// Service by which a workflow's gateway is reached.
+    #[must_use]
+    pub fn gateway_service(workflow: &str) -> String {
+        format!("{workflow}-gateway")
+    }
+
+    /// ConfigMap with the authority of the gateway's certificate, for its clients: ca.crt.
+    #[must_use]
+    pub fn gateway_ca(workflow: &str) -> String {
+        format!("{workflow}-gateway-ca")
+    }
+
+    /// ServiceAccount and NetworkPolicy of a workflow's workers.
+    #[must_use]
+    pub fn workers(workflow: &str) -> String {
+        format!("{workflow}-rights-worker")
+    }
+
+    /// Deployment of a workflow's workers in a region. Its name goes into those of its pods, of which 58 characters are
+    /// kept: where it would be longer than a host's name may be, a hash takes the region's place.
+    #[must_use]
+    pub fn worker(workflow: &str, region: &str) -> String {
+        use sha2::{Digest as _, Sha256};
+        let plain = format!("{}-{region}", workers(workflow));
+        if plain.len() <= LONGEST {
+            return plain;
+        }
+        let digest = Sha256::digest(region.as_bytes());
+        let short: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
+        format!("{}-{short}", workers(workflow))
+    }
+
+    /// The longest name of a host. A workflow's name has at most 40 characters, so that it and a hash always fit.
+    const LONGEST: usize = 63;
+
+    /// ConfigMap of a workflow: workflow.json.
+    #[must_use]
+    pub fn config(workflow: &str) -> String {
+        format!("{workflow}-rights")
+    }
+
+    /// Secret with a workflow's keys. It outlives the workflow.
+    #[must_use]
+    pub fn keys(workflow: &str) -> String {
+        format!("{workflow}-rights-keys")
+    }
+
+    /// Secret with the certificate that a gateway shows its clients.
+    #[must_use]
+    pub fn serving(workflow: &str) -> String {
+        format!("{workflow}-rights-serving")
+    }
+
+    /// Secret with the certificate by which a gateway is a role at the ledger.
+    #[must_use]
+    pub fn gateway_tls(workflow: &str) -> String {
+        format!("{workflow}-rights-gateway-tls")
+    }
+
+    /// Secret with the certificate by which workers are a role at a store.
+    #[must_use]
+    pub fn worker_tls(workflow: &str, store: &str) -> String {
+        format!("{workflow}-rights-worker-{store}-tls")
+    }
+
+    /// ClusterRole that a gateway is bound to: it may ask whose a token is and what its bearer may do.
+    pub const GATEWAY_CLUSTER_ROLE: &str = "domicile-rights-gateway";
+
+    /// ClusterRoleBinding of a workflow's gateway.
+    #[must_use]
+    pub fn gateway_binding(namespace: &str, workflow: &str) -> String {
+        format!("{GATEWAY_CLUSTER_ROLE}:{namespace}:{workflow}")
+    }
+
+    /// Field manager under which the operator says what a workflow needs of a store.
+    #[must_use]
+    pub fn field_manager(workflow: &str) -> String {
+        format!("domicile-rights/{workflow}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -312,6 +312,56 @@ pub struct PrivacyDataStoreStatus {
     // kube's StructMerge writes a key that definitions don't have.
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub last_failover: Option<LastFailover>,
+
+    /// What RightsWorkflows need of this store: a database for requests, and rights to the tables from which people are
+    /// erased. By the operator, one entry per workflow; the primary makes it so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["workflow".into()]))]
+    pub rights: Vec<RightsAccess>,
+}
+
+/// What one RightsWorkflow needs of a store.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RightsAccess {
+    /// Name of the RightsWorkflow.
+    #[schemars(
+        length(min = 1, max = 40),
+        regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub workflow: String,
+
+    /// Whether its requests are kept here.
+    #[serde(default)]
+    pub ledger: bool,
+
+    /// The tables of the application's database from which its workers erase.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub tables: Vec<TableAccess>,
+}
+
+/// A table from which a workflow's workers erase.
+#[derive(
+    KubeSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TableAccess {
+    /// Name of the table, with its schema if that isn't public.
+    #[schemars(length(min = 1, max = 127))]
+    pub table: String,
+
+    /// Whether rows are deleted.
+    #[serde(default)]
+    pub delete: bool,
+
+    /// Columns that are set to NULL.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub clear_columns: Vec<String>,
 }
 
 /// What the instances have agreed on: who votes, whom a commit waits for, who may become primary. A voter is

@@ -1,7 +1,8 @@
 //! What a `RightsWorkflow` erases from: one block per kind of system.
 //!
 //! Owns the types of targets. Rules that could match more than one person's data are refused here, in CEL; the
-//! connectors that act on these types come with the workflow's controller.
+//! connectors that act on these types are in `rights::connectors`, and a type that has none is refused by the
+//! workflow's controller.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;

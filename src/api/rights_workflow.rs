@@ -32,7 +32,7 @@ use super::schema::{conditions_schema, date_time_schema};
     category = "domicile",
     shortname = "rwf",
     derive = "PartialEq",
-    doc = "RightsWorkflow takes privacy requests (deletion, access, correction, opt-out) in, carries each to every system that holds the person's data, and ends it only with proof. Requests are kept in the ledger of a PrivacyDataStore, never in this object. In this release nothing acts on it yet.",
+    doc = "RightsWorkflow takes privacy requests (deletion, access, correction, opt-out) in, carries each to every system that holds the person's data, and ends it only with proof. Requests are kept in the ledger of a PrivacyDataStore, never in this object.",
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether gateway and workers are up and as specified"),
     printcolumn(name = "Open", type_ = "integer", json_path = ".status.backlog.open", description = "Requests that are not finished"),
     printcolumn(name = "Late", type_ = "integer", json_path = ".status.backlog.projectedLate", description = "Requests that will miss their legal deadline as things are"),
@@ -276,8 +276,9 @@ fn default_closed_requests_months() -> i32 {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RightsWorkflowStatus {
-    /// Ready (all as specified), Reconciling, Stalled (a person must act), DeadlinesFeasible (every deadline
-    /// holds with the workers permitted), BacklogKnown (the ledger could be read).
+    /// Ready (all as specified), Reconciling, Stalled (a person must act), Resident (gateways and workers are where the
+    /// policy permits), DeadlinesFeasible (every deadline holds with the workers permitted), BacklogKnown (the ledger
+    /// could be read).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
