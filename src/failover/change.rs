@@ -82,6 +82,20 @@ impl<I: Id> Primary<I> {
             durability,
             ..old.clone()
         };
+        // Before anything that PostgreSQL has a part in: until a majority knows, who may be primary no more could be elected.
+        let may: Option<BTreeSet<I>> = wish.map(|w| {
+            w.may_be_primary
+                .intersection(&old.voters)
+                .cloned()
+                .collect()
+        });
+        if let Some(may) = may.filter(|may| *may != old.may_be_primary) {
+            return Some(Configuration {
+                may_be_primary: may,
+                durability: old.durability,
+                ..new
+            });
+        }
         let obsolete = old.sync.members.iter().any(|m| !kept(m));
         let sync = next_rule(&new, &live, obsolete);
         if durability != old.durability || sync != old.sync {
@@ -89,15 +103,6 @@ impl<I: Id> Primary<I> {
             return Some(new);
         }
         let wish = wish?;
-        let may: BTreeSet<I> = wish
-            .may_be_primary
-            .intersection(&old.voters)
-            .cloned()
-            .collect();
-        if may != old.may_be_primary {
-            new.may_be_primary = may;
-            return Some(new);
-        }
         let joining = wish.voters.difference(&old.voters).filter(|id| {
             if wish.witness.as_ref() == Some(*id) {
                 // Never two of them, and not beside a primary that is still alone: it would depend on it.
@@ -441,6 +446,47 @@ mod tests {
         );
         assert!(to.voters.iter().filter(|v| **v >= W).count() < 2, "{to:?}");
         Some(to.voters)
+    }
+
+    /// An instance whose node has just moved abroad would be taken out of the synchronous rule first, which PostgreSQL has
+    /// to enforce and others to flush; were the primary killed meanwhile, that instance could be elected.
+    #[test]
+    fn who_may_be_primary_no_more_is_told_before_the_rule_changes() {
+        let mut committed = Configuration {
+            term: 1,
+            version: 1,
+            primary: 1,
+            voters: set(&[1, 2, 3]),
+            witness: None,
+            sync: Rule {
+                members: set(&[2, 3]),
+                acks: 1,
+            },
+            durability: Durability::Required,
+            may_be_primary: set(&[1, 2, 3]),
+        };
+        let mut wish = wish(&[1, 3], None);
+        wish.may_be_primary = set(&[1, 3]);
+        let timing = crate::failover::Timing::new(3_000);
+        let due = |committed: &Configuration<u8>| {
+            let mut primary = Primary::new(committed.clone(), &set(&[2, 3]), 10_000, 0);
+            let streaming = Streaming {
+                flushed: 0,
+                since: 0,
+            };
+            primary.streaming = [(2, streaming), (3, streaming)].into();
+            primary.due_change(10_100, &1, Some(&wish), &timing, true)
+        };
+        let first = due(&committed).unwrap();
+        assert_eq!(first.may_be_primary, set(&[1, 3]));
+        assert_eq!(
+            (&first.sync, &first.voters),
+            (&committed.sync, &committed.voters)
+        );
+        committed = first;
+        let second = due(&committed).unwrap();
+        assert_eq!(second.sync.members, set(&[3]));
+        assert_eq!(second.may_be_primary, set(&[1, 3]));
     }
 
     #[test]
