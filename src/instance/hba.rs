@@ -1,8 +1,9 @@
 //! Who may connect, and how: `pg_hba.conf` and `pg_ident.conf`.
 //!
-//! Owns both files' content. Never: lets the superuser or the replication role in over TCP by password, or
-//! anybody in over TCP without TLS.
+//! Owns both files' content. Never: lets the superuser or the replication role in over TCP by password, anybody in
+//! over TCP without TLS, or a role of a workflow without its certificate.
 
+use crate::api::names::rights::GROUP_ROLE;
 use crate::api::names::{REPLICATION_ROLE, SUPERUSER};
 
 /// `pg_hba.conf`.
@@ -21,6 +22,9 @@ pub fn hba() -> String {
          hostssl replication {REPLICATION_ROLE} all cert map=domicile_instances\n\
          host replication all all reject\n\
          host all {SUPERUSER},{REPLICATION_ROLE} all reject\n\
+         # Gateways, workers and the operator, for privacy requests: by a certificate in their role's name, never by\n\
+         # password. While there is no such group, this line is nobody's.\n\
+         hostssl all +{GROUP_ROLE} all cert\n\
          hostssl all all all scram-sha-256\n"
     )
 }
@@ -71,6 +75,7 @@ mod tests {
                 "hostssl replication domicile_replication all cert map=domicile_instances",
                 "host replication all all reject",
                 "host all postgres,domicile_replication all reject",
+                "hostssl all +domicile_rights all cert",
                 "hostssl all all all scram-sha-256",
             ]
         );

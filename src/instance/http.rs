@@ -102,10 +102,14 @@ async fn status(State(view): State<View>) -> Response {
     axum::Json(view.published.borrow().status.clone()).into_response()
 }
 
-/// Serves for ever. Each connection is bounded in time and their number is bounded, so that whoever reaches
-/// the port can't take the probes' place for long.
+/// Serves the paths for ever.
 pub async fn serve(listener: TcpListener, view: View) {
-    let app = router(view);
+    serve_routes(listener, router(view)).await;
+}
+
+/// Serves any such paths for ever. Each connection is bounded in time and their number is bounded, so that whoever
+/// reaches the port can't take the probes' place for long.
+pub async fn serve_routes(listener: TcpListener, app: Router) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else {

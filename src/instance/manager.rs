@@ -24,6 +24,7 @@ use super::plan::{self, Content};
 use super::postmaster::{Postmaster, Stop};
 use super::programs::Programs;
 use super::reaper::Children;
+use super::rights;
 use super::session::Session;
 use super::status::Status;
 use super::store;
@@ -143,6 +144,7 @@ pub(super) struct Tend {
     pub trouble: Option<String>,
     pub refusal: Option<String>,
     pub strangers: Strangers,
+    pub rights: rights::Keeper,
 }
 
 enum Wake {

@@ -8,8 +8,8 @@
 //! One loop: observe → plan → act → report. [`plan`] is pure and decides; everything else only looks or does.
 //! - pure: [`plan`], [`settings`], [`hba`], [`conninfo`], [`sync`], [`report`], [`status`]
 //! - the volume and files: [`volume`], [`tls`], [`files`], [`install`]
-//! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`receiver`],
-//!   [`kill`], [`watchdog`], and what they need: [`proc`], [`clock`]
+//! - PostgreSQL: [`programs`], [`postmaster`], [`logs`], [`jobs`], [`session`], [`vitals`], [`roles`], [`rights`],
+//!   [`receiver`], [`kill`], [`watchdog`], and what they need: [`proc`], [`clock`]
 //! - the outside: [`store`] (the seam), [`apiserver`], [`peers`], [`http`], [`metrics`]
 //! - failover: [`agent`], which carries out [`crate::failover`] beside the loop
 //! - the loop: [`manager`], and its four parts `observe`, `act`, `tend`, `say`; process 1: [`reaper`]
@@ -40,6 +40,7 @@ pub mod programs;
 pub mod reaper;
 pub mod receiver;
 pub mod report;
+pub mod rights;
 pub mod roles;
 mod say;
 pub mod session;

@@ -197,6 +197,7 @@ impl Manager {
     /// What a person should know though it keeps nobody from working.
     fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self.tend.refusal.iter().cloned().collect();
+        notes.extend_from_slice(self.tend.rights.words());
         let view = self.agent.view.borrow();
         if view.primary.is_none()
             && let Some(stuck) = &view.stuck

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio_postgres::{Client, NoTls};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::vitals::Queries;
 use crate::api::names::SUPERUSER;
@@ -22,13 +23,59 @@ const OPTIONS: &str = "-c search_path=pg_catalog -c synchronous_commit=local \
 pub struct Session {
     client: Client,
     queries: Queries,
-    driver: tokio::task::JoinHandle<()>,
+    _driver: AbortOnDropHandle<()>,
     limit: Duration,
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.driver.abort();
+/// A connection to any database, for work that has statements of its own. It is closed when this goes.
+pub struct Link {
+    /// To ask with.
+    pub client: Client,
+    driver: AbortOnDropHandle<()>,
+}
+
+impl Link {
+    /// Connects to `database` with these settings beside the manager's own.
+    ///
+    /// # Errors
+    /// If PostgreSQL doesn't accept it within `limit`.
+    pub async fn connect(
+        run: &Path,
+        port: u16,
+        database: &str,
+        options: &str,
+        limit: Duration,
+    ) -> anyhow::Result<Self> {
+        Self::open(run, port, database, &format!("{OPTIONS} {options}"), limit).await
+    }
+
+    async fn open(
+        run: &Path,
+        port: u16,
+        database: &str,
+        options: &str,
+        limit: Duration,
+    ) -> anyhow::Result<Self> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host_path(run)
+            .port(port)
+            .user(SUPERUSER)
+            .dbname(database)
+            .application_name("domicile")
+            .options(options)
+            .connect_timeout(limit);
+        let (client, connection) = tokio::time::timeout(limit, config.connect(NoTls))
+            .await
+            .context("PostgreSQL doesn't answer")??;
+        let driver = tokio::spawn(async move {
+            // The end of the connection shows as an error of the next statement.
+            let _ = connection.await;
+        });
+        Ok(Self {
+            client,
+            driver: AbortOnDropHandle::new(driver),
+        })
     }
 }
 
@@ -43,34 +90,16 @@ impl Session {
         database: &str,
         limit: Duration,
     ) -> anyhow::Result<Self> {
-        let mut config = tokio_postgres::Config::new();
-        config
-            .host_path(run)
-            .port(port)
-            .user(SUPERUSER)
-            .dbname(database)
-            .application_name("domicile")
-            .options(OPTIONS)
-            .connect_timeout(limit);
-        let (client, connection) = tokio::time::timeout(limit, config.connect(NoTls))
-            .await
-            .context("PostgreSQL doesn't answer")??;
-        let driver = tokio::spawn(async move {
-            // The end of the connection shows as an error of the next statement.
-            let _ = connection.await;
-        });
+        let Link { client, driver } = Link::open(run, port, database, OPTIONS, limit).await?;
         let queries = tokio::time::timeout(limit, Queries::prepare(&client)).await;
         match queries {
             Ok(Ok(queries)) => Ok(Self {
                 client,
                 queries,
-                driver,
+                _driver: driver,
                 limit,
             }),
-            _ => {
-                driver.abort();
-                anyhow::bail!("PostgreSQL doesn't answer")
-            }
+            _ => anyhow::bail!("PostgreSQL doesn't answer"),
         }
     }
 
@@ -199,7 +228,8 @@ impl tokio_postgres::types::ToSql for Secret<'_> {
 }
 
 /// An error without PostgreSQL's message.
-fn without_words(error: &tokio_postgres::Error) -> anyhow::Error {
+#[must_use]
+pub fn without_words(error: &tokio_postgres::Error) -> anyhow::Error {
     match error.code() {
         Some(code) => anyhow::anyhow!("PostgreSQL refused a statement: error {}", code.code()),
         None => anyhow::anyhow!("the connection to PostgreSQL failed"),

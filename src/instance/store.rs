@@ -93,6 +93,7 @@ pub fn same(a: &PrivacyDataStore, b: &PrivacyDataStore) -> bool {
                 s.system_identifier.clone(),
                 s.instances.clone(),
                 s.configuration.is_some(),
+                s.rights.clone(),
             )
         })
     };

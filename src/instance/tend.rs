@@ -1,6 +1,6 @@
 //! Looking after a PostgreSQL that runs as it should.
 //!
-//! Owns, on a primary: roles and slots; on a standby: the sign that it can't go on; on both: the configuration.
+//! Owns, on a primary: roles, slots, and what privacy workflows need; on a standby: the sign that it can't go on; on both: the configuration.
 //! Upstream and synchronous rule are the agent's. Each is brought to what the store asks for on every turn, from
 //! what is seen, so that nothing depends on a turn that was missed.
 //! Never: drops a slot that isn't an instance's of this store.
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::manager::Manager;
 use super::plan::Mode;
 use super::settings::{self, Input};
-use super::{files, roles, store, vitals};
+use super::{files, rights, roles, store, vitals};
 use crate::api::names;
 
 /// A slot of an instance that is listed no more is kept this long: a list may be incomplete for a moment.
@@ -45,6 +45,7 @@ impl Manager {
                 if let Err(e) = self.keep_slots(&vitals).await {
                     warn!("can't keep the replication slots: {e:#}");
                 }
+                self.keep_rights(mode);
             }
             Mode::Standby if vitals.in_recovery => {
                 self.keep_conf(mode);
@@ -167,8 +168,10 @@ impl Manager {
         );
         for stranger in found {
             let cut = format!("SELECT pg_terminate_backend({})", stranger.pid);
-            match session.execute(&cut).await {
-                Ok(()) => {
+            match session.row(&cut).await.and_then(|r| Ok(r.try_get(0)?)) {
+                // What was seen of it is a moment old: it has gone, or was cut off a turn ago.
+                Ok(false) => {}
+                Ok(true) => {
                     warn!("{}: it is cut off", stranger.words);
                     self.metrics.cut_stranger();
                 }
@@ -201,6 +204,21 @@ impl Manager {
         }
         self.tend.roles_made = true;
         Ok(())
+    }
+
+    /// What privacy workflows need. Beside the loop: a turn only begins it, or takes its result.
+    fn keep_rights(&mut self, mode: Mode) {
+        let Some(store) = &self.store else { return };
+        // A founding PostgreSQL has neither clients nor the application's database yet.
+        if mode != Mode::Primary || !self.tend.roles_made {
+            return;
+        }
+        let place = rights::Place {
+            run: self.config.run.clone(),
+            port: self.config.port,
+        };
+        let wanted = rights::Wanted::of(store);
+        self.tend.rights.turn(&wanted, &place, Instant::now());
     }
 
     async fn keep_slots(&mut self, vitals: &vitals::Vitals) -> anyhow::Result<()> {

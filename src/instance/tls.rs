@@ -74,7 +74,7 @@ impl Certificate {
     }
 
     /// Its private key, PEM. For whoever speaks TLS with it; never to be logged or kept.
-    pub(super) fn key(&self) -> &[u8] {
+    pub(crate) fn key(&self) -> &[u8] {
         &self.key
     }
 
