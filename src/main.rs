@@ -1,7 +1,7 @@
 //! The binary: subcommands only.
 
 use clap::{Parser, Subcommand};
-use domicile::{api, cli, instance, operator, telemetry};
+use domicile::{api, cli, instance, operator, rights, telemetry};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +33,13 @@ enum Command {
         what: String,
         /// After `policy`: name of the ResidencyPolicy.
         policy: Option<String>,
+        #[command(flatten)]
+        cluster: cli::ClusterArgs,
+    },
+    /// Show a workflow's requests, counted by state, target and deadline. Nothing of a person.
+    Requests {
+        /// Name of the RightsWorkflow.
+        workflow: String,
         #[command(flatten)]
         cluster: cli::ClusterArgs,
     },
@@ -95,9 +102,15 @@ enum Command {
     /// Run the instance manager (as PID 1 of a store pod).
     #[command(hide = true)]
     Instance(Box<instance::Args>),
+    /// Take requests in for a RightsWorkflow (in a cluster).
+    #[command(hide = true)]
+    Gateway(Box<rights::gateway::Args>),
     /// End PostgreSQL if the instance manager stalls (started by it).
     #[command(hide = true)]
     Watchdog,
+    /// Carry requests to the targets of a region (in a cluster).
+    #[command(hide = true)]
+    Worker(rights::worker::Args),
     /// Copy this program into a store pod (as its init container).
     #[command(hide = true)]
     Install {
@@ -165,6 +178,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             print!("{text}");
             Ok(())
         }
+        Command::Requests { workflow, cluster } => {
+            let (client, namespace) = cluster.connect().await?;
+            print!(
+                "{}",
+                cli::requests::run(client, &namespace, &workflow).await?
+            );
+            Ok(())
+        }
         Command::Promote {
             store,
             args,
@@ -221,6 +242,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Instance(args) => {
             telemetry::init();
             Box::pin(instance::run((*args).into())).await
+        }
+        Command::Gateway(args) => {
+            telemetry::init();
+            Box::pin(rights::gateway::run(*args, stop_signal()?)).await
+        }
+        Command::Worker(args) => {
+            telemetry::init();
+            Box::pin(rights::worker::run(args, stop_signal()?)).await
         }
         // Never reached: see `main`.
         Command::Watchdog => Ok(()),

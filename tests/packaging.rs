@@ -14,6 +14,8 @@
 mod admission;
 #[path = "packaging/helm.rs"]
 mod helm;
+#[path = "packaging/monitoring.rs"]
+mod monitoring;
 #[path = "packaging/rbac.rs"]
 mod rbac;
 #[path = "packaging/samples.rs"]

@@ -9,6 +9,7 @@ pub mod act;
 pub mod attest;
 pub mod explain;
 pub mod explain_policy;
+pub mod requests;
 pub mod rotate;
 pub mod status;
 pub mod whatif;

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
+pub use super::metrics::Metrics;
+use super::rights::backlog::Backlogs;
 use super::store::attest::Attestor;
 use super::store::build::Settings;
 use crate::api::{Region, ResidencyPolicy};
@@ -38,6 +40,12 @@ pub async fn bounded<T>(
             CALL.as_secs()
         )),
     }
+}
+
+/// When to try again what failed so often in a row: 1, 2, 4, … 64 s. What can't be mended by trying costs little.
+#[must_use]
+pub fn backoff(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.saturating_sub(1).min(6))
 }
 
 /// An error as a person reads it: of an answer of the API server its message, not its anatomy.
@@ -67,7 +75,7 @@ pub struct Context {
     pub nodes: Store<Node>,
     /// What building objects needs.
     pub settings: Settings,
-    /// Counts of passes.
+    /// What is counted, and shown to whoever asks.
     pub metrics: Metrics,
     /// Room for passes over stores. First come, first served: the controller's own bound takes any of those that
     /// wait, and where there is always one more, some would wait for ever.
@@ -78,6 +86,8 @@ pub struct Context {
     pub told: Mutex<HashMap<String, i64>>,
     /// What attesting needs and remembers.
     pub attestor: Attestor,
+    /// What the ledgers of requests said.
+    pub backlogs: Backlogs,
 }
 
 impl Context {
@@ -176,39 +186,6 @@ impl Triggers {
                 Some(((), (receiver, tokio::time::Instant::now() + pace)))
             },
         )
-    }
-}
-
-/// Counts of passes, and of consecutive failures per store, from which backoff follows.
-#[derive(Default)]
-pub struct Metrics {
-    failures: Mutex<HashMap<(String, String), u32>>,
-}
-
-impl Metrics {
-    fn with<T>(&self, change: impl FnOnce(&mut HashMap<(String, String), u32>) -> T) -> T {
-        change(
-            &mut self
-                .failures
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        )
-    }
-
-    /// A pass succeeded.
-    pub fn reconciled(&self, namespace: &str, name: &str) {
-        self.with(|f| f.remove(&(namespace.to_owned(), name.to_owned())));
-    }
-
-    /// A pass failed: how many in a row by now.
-    pub fn failed(&self, namespace: &str, name: &str) -> u32 {
-        self.with(|f| {
-            let count = f
-                .entry((namespace.to_owned(), name.to_owned()))
-                .or_default();
-            *count = count.saturating_add(1);
-            *count
-        })
     }
 }
 

@@ -4,34 +4,36 @@
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 use axum::routing::get;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What the probes tell.
-#[derive(Clone, Default)]
-pub struct Health {
-    flags: Arc<Flags>,
-}
+use super::metrics::Metrics;
 
-#[derive(Default)]
-struct Flags {
-    ready: AtomicBool,
-    leading: AtomicBool,
+/// What the probes tell.
+#[derive(Clone)]
+pub struct Health {
+    ready: Arc<AtomicBool>,
+    metrics: Metrics,
 }
 
 impl Health {
-    /// The caches are filled.
-    pub fn ready(&self) {
-        self.flags.ready.store(true, Ordering::Relaxed);
+    /// Of a process that isn't ready yet, and these metrics.
+    #[must_use]
+    pub fn new(metrics: Metrics) -> Self {
+        Self {
+            ready: Arc::default(),
+            metrics,
+        }
     }
 
-    /// This process leads.
-    pub fn leading(&self) {
-        self.flags.leading.store(true, Ordering::Relaxed);
+    /// The caches are filled.
+    pub fn ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
     }
 }
 
@@ -56,7 +58,7 @@ fn router(health: Health) -> Router {
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
-    if health.flags.ready.load(Ordering::Relaxed) {
+    if health.ready.load(Ordering::Relaxed) {
         (StatusCode::OK, "ok")
     } else {
         (
@@ -66,9 +68,8 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(health): State<Health>) -> String {
-    let leading = u8::from(health.flags.leading.load(Ordering::Relaxed));
-    format!(
-        "# HELP domicile_operator_leading Whether this process leads.\n# TYPE domicile_operator_leading gauge\ndomicile_operator_leading {leading}\n# EOF\n"
-    )
+async fn metrics(State(health): State<Health>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let text = health.metrics.text(jiff::Timestamp::now());
+    ([(header::CONTENT_TYPE, kind)], text)
 }

@@ -5,8 +5,14 @@
 
 pub mod context;
 pub mod geography;
+pub mod hands;
 mod health;
+pub mod law;
+pub mod metrics;
+pub mod objects;
+pub mod rights;
 pub mod store;
+mod unreadable;
 
 use anyhow::Context as _;
 use kube::runtime::events::{Recorder, Reporter};
@@ -57,7 +63,8 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         .context("no way to reach an API server")?;
     config.connect_timeout = Some(Duration::from_secs(5));
     let client = Client::try_from(config)?;
-    let health = health::Health::default();
+    let metrics = Metrics::default();
+    let health = health::Health::new(metrics.clone());
     let server = health::serve(args.http, health.clone()).await?;
 
     let (changed, counted) = (Triggers::default(), Triggers::default());
@@ -77,7 +84,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
             bindings: caches.bindings,
         });
         let reporter = Reporter {
-            controller: store::apply::REPORTER.into(),
+            controller: hands::REPORTER.into(),
             instance: Some(identity.clone()),
         };
         let ctx = Arc::new(Context {
@@ -90,11 +97,12 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
                 image: args.image.clone(),
                 ipv6: service_host.contains(':'),
             },
-            metrics: Metrics::default(),
+            metrics: metrics.clone(),
             passes: tokio::sync::Semaphore::new(store::CONCURRENCY),
             identity: identity.clone(),
             told: std::sync::Mutex::default(),
             attestor: store::attest::Attestor::new(&args.lease_namespace),
+            backlogs: rights::backlog::Backlogs::default(),
         });
         health.ready();
         tracing::info!(%identity, "waiting for leadership");
@@ -109,10 +117,11 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         .with_retry_period(RETRY_PERIOD);
         let lead = async {
             tracing::info!(%identity, "leading");
-            health.leading();
+            metrics.leads();
             tokio::join!(
                 geography::run(ctx.clone(), references.clone(), counted.clone()),
                 store::run(ctx.clone(), references.clone(), changed.clone()),
+                rights::run(ctx.clone(), references.clone(), changed.clone()),
             );
         };
         tokio::select! {

@@ -165,6 +165,20 @@ fn switches_leave_out_what_they_say() {
             .iter()
             .any(|o| o["kind"] == "ServiceMonitor")
     );
+    let alerting = template(&program, &["prometheusRule.enabled=true"]).expect("alerts");
+    let rules = alerting.iter().find(|o| o["kind"] == "PrometheusRule");
+    let rules = rules.expect("a PrometheusRule")["spec"]["groups"][0]["rules"].clone();
+    for rule in rules.as_array().expect("rules") {
+        for (text, holds) in [
+            (&rule["expr"], "domicile_"),
+            (&rule["annotations"]["summary"], ""),
+            (&rule["annotations"]["runbook"], "."),
+        ] {
+            let text = text.as_str().unwrap_or_default();
+            assert!(!text.is_empty() && text.contains(holds), "{rule}");
+        }
+    }
+    assert!(all.iter().all(|o| o["kind"] != "PrometheusRule"));
 }
 
 #[test]

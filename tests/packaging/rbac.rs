@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use domicile::api::PrivacyDataStore;
+use domicile::operator::rights::kinds::ChildKind as RightsKind;
 use domicile::operator::store::build::{self, Settings};
 use domicile::operator::store::kinds::ChildKind;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{find, kustomize, read, samples};
 
 /// What the code uses: group, resource, verbs, where. A call that is added or removed changes this line.
-const USED: [(&str, &str, &str, &str); 26] = [
+const USED: [(&str, &str, &str, &str); 33] = [
     (
         "domicile.dev",
         "privacydatastores",
@@ -21,7 +22,19 @@ const USED: [(&str, &str, &str, &str); 26] = [
         "domicile.dev",
         "privacydatastores/status",
         "patch",
-        "store/report, store/apply",
+        "store/report, store/apply, rights/apply",
+    ),
+    (
+        "domicile.dev",
+        "rightsworkflows/status",
+        "patch",
+        "rights/report",
+    ),
+    (
+        "domicile.dev",
+        "rightsworkflows/finalizers",
+        "update",
+        "rights/build: blockOwnerDeletion",
     ),
     (
         "domicile.dev",
@@ -51,8 +64,8 @@ const USED: [(&str, &str, &str, &str); 26] = [
     (
         "domicile.dev",
         "rightsworkflows",
-        "list watch",
-        "geography::start",
+        "get list watch patch",
+        "geography::start, rights/observe, rights/apply (finalizer), store/observe (who keeps requests here)",
     ),
     (
         "",
@@ -88,7 +101,7 @@ const USED: [(&str, &str, &str, &str); 26] = [
         "",
         "pods",
         "get list watch create delete",
-        "store/mod, store/observe, store/apply",
+        "store/mod, store/observe, store/apply, rights/mod, rights/apply (outside)",
     ),
     (
         "",
@@ -147,8 +160,38 @@ const USED: [(&str, &str, &str, &str); 26] = [
     (
         "policy",
         "poddisruptionbudgets",
+        "get list create patch delete",
+        "store/observe, store/apply; delete: rights/plan (a pool's)",
+    ),
+    (
+        "apps",
+        "deployments",
+        "get list watch create patch delete",
+        "rights/mod, rights/observe, rights/apply",
+    ),
+    (
+        "autoscaling",
+        "horizontalpodautoscalers",
+        "get list create patch delete",
+        "rights/observe, rights/apply",
+    ),
+    (
+        "networking.k8s.io",
+        "networkpolicies",
         "get list create patch",
-        "store/observe, store/apply",
+        "rights/observe, rights/apply",
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "clusterrolebindings",
+        "get create delete",
+        "rights/observe, rights/apply (the gateway's)",
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "clusterroles",
+        "bind",
+        "rights/apply (domicile-rights-gateway alone), asked for by the API server",
     ),
     (
         "events.k8s.io",
@@ -240,8 +283,12 @@ fn the_operator_holds_what_it_grants() {
 #[test]
 fn every_kind_of_child_can_be_made_and_kept() {
     let granted = granted();
-    for kind in ChildKind::ALL {
-        let resource = kind.resource();
+    let of_workflows = RightsKind::ALL.map(RightsKind::resource);
+    for resource in ChildKind::ALL
+        .map(ChildKind::resource)
+        .into_iter()
+        .chain(of_workflows)
+    {
         let verbs = granted.get(&(resource.group.clone(), resource.plural.clone()));
         let verbs = verbs.unwrap_or_else(|| panic!("no right to {}", resource.plural));
         for verb in ["get", "list", "create", "patch"] {
@@ -252,7 +299,7 @@ fn every_kind_of_child_can_be_made_and_kept() {
 
 #[test]
 fn no_role_has_a_wildcard_or_a_way_to_more() {
-    let mut seen = 0;
+    let (mut seen, mut bound) = (0, 0);
     for object in kustomize("config/rbac") {
         let kind = object["kind"].as_str().unwrap_or_default();
         if !kind.ends_with("Role") {
@@ -264,8 +311,14 @@ fn no_role_has_a_wildcard_or_a_way_to_more() {
                 assert!(texts(&rule[key]).count() > 0, "{rule}");
                 assert!(texts(&rule[key]).all(|text| !text.contains('*')), "{rule}");
             }
-            for verb in ["escalate", "bind", "impersonate"] {
+            for verb in ["escalate", "impersonate"] {
                 assert!(texts(&rule["verbs"]).all(|v| v != verb), "{rule}");
+            }
+            // One role may be bound without being held: it only asks.
+            if texts(&rule["verbs"]).any(|v| v == "bind") {
+                assert_eq!(rule["resourceNames"], json!(["domicile-rights-gateway"]));
+                assert_eq!(rule["resources"], json!(["clusterroles"]));
+                bound += 1;
             }
             for resource in [
                 "pods/exec",
@@ -278,6 +331,21 @@ fn no_role_has_a_wildcard_or_a_way_to_more() {
         }
     }
     assert!(seen > 20);
+    assert_eq!(bound, 1);
+}
+
+/// What may be bound to a gateway lets it ask, and nothing else.
+#[test]
+fn a_gateway_may_ask_and_nothing_else() {
+    let objects = kustomize("config/rbac");
+    let name = domicile::api::names::rights::GATEWAY_CLUSTER_ROLE;
+    let rights = rights(rules(find(&objects, "ClusterRole", name)));
+    let asks = ["tokenreviews", "subjectaccessreviews"];
+    assert_eq!(rights.len(), asks.len());
+    for ((_, resource), verbs) in rights {
+        assert!(asks.contains(&resource.as_str()), "{resource}");
+        assert_eq!(verbs, BTreeSet::from(["create".to_owned()]));
+    }
 }
 
 /// Each rule has its reason above it, in both places, and the rules are the same text.

@@ -53,6 +53,13 @@ fn check(object: &Value) {
         "RightsWorkflow" => drop(strictly::<RightsWorkflow>(object)),
         "Pod" => drop(strictly::<k8s_openapi::api::core::v1::Pod>(object)),
         "Namespace" => drop(strictly::<k8s_openapi::api::core::v1::Namespace>(object)),
+        "Secret" => drop(strictly::<k8s_openapi::api::core::v1::Secret>(object)),
+        "Service" => drop(strictly::<k8s_openapi::api::core::v1::Service>(object)),
+        "ServiceAccount" => drop(strictly::<k8s_openapi::api::core::v1::ServiceAccount>(
+            object,
+        )),
+        "Deployment" => drop(strictly::<k8s_openapi::api::apps::v1::Deployment>(object)),
+        "RoleBinding" => drop(strictly::<k8s_openapi::api::rbac::v1::RoleBinding>(object)),
         other => panic!("a sample of {other}"),
     }
 }
@@ -104,6 +111,7 @@ pub fn refusal(
         app_secret: None,
         secrets: BTreeMap::new(),
         told: None,
+        keeps: vec![],
         volumes: BTreeMap::new(),
     };
     let problems = match validate::validate(&observed) {
@@ -168,7 +176,7 @@ fn pod_refusal(pod: &Value, policy: &ResidencyPolicy, regions: &[Region]) -> Opt
 #[test]
 fn samples_are_read_in_full() {
     let objects = kustomize("config/samples");
-    assert_eq!(objects.len(), 6);
+    assert_eq!(objects.len(), 12);
     objects.iter().for_each(check);
     for name in names("config/samples/refused", ".yaml") {
         documents(&read(&format!("config/samples/refused/{name}")))

@@ -1,8 +1,8 @@
-//! Which stores a change of Regions, policies or nodes concerns.
+//! Which stores and workflows a change of Regions, policies, nodes or of other stores concerns.
 //!
-//! Owns the mark by which that is told: whatever of the geography bears on a store is in its mark, so that a node that
+//! Owns the mark by which that is told: whatever of the geography bears on an object is in its mark, so that a node that
 //! comes and goes costs a pass over the stores of its region, and not over all.
-//! Pure but for the stream at the end. Never the only reason to look at a store: each is looked at every minute anyway.
+//! Pure but for the stream at the end. Never the only reason to look at an object: each is looked at every minute anyway.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,11 +15,11 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 
 use super::{References, generation};
-use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, labels};
+use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, RightsWorkflow, labels};
 use crate::operator::context::Context;
 use crate::residency::{NodeFacts, Whereabouts, locate};
 
-/// Everything that may concern a store.
+/// Everything that may concern a store or a workflow.
 pub struct Geography<'a> {
     /// Every Region.
     pub regions: &'a [Arc<Region>],
@@ -31,7 +31,7 @@ pub struct Geography<'a> {
     pub namespaces: &'a BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// A store: namespace and name.
+/// A store or workflow: namespace and name.
 pub type Key = (String, String);
 
 fn hash(of: impl Hash) -> u64 {
@@ -40,46 +40,61 @@ fn hash(of: impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// The mark of each store. Two are equal only if nothing that bears on the store differs: its policy and its
-/// namespace's, the Regions that they and its placement name, the nodes that are in those or claimed by them, and the
-/// nodes where its instances are, wherever that is. Not in it: nodes that are known by a kept volume alone.
-#[must_use]
-pub fn marks(geography: &Geography<'_>, stores: &[Arc<PrivacyDataStore>]) -> HashMap<Key, u64> {
-    let mut by_region: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    let mut by_node: HashMap<&str, u64> = HashMap::new();
-    for node in geography.nodes {
-        let place = locate(node, geography.regions.iter().map(AsRef::as_ref));
-        let claimed = match place {
-            Whereabouts::In(region) => vec![region],
-            Whereabouts::Disputed(regions) => regions,
-            Whereabouts::Unclaimed => Vec::new(),
-        };
-        let mark = hash((node, &claimed));
-        by_node.insert(&node.name, mark);
-        let mut all: BTreeSet<String> = claimed.into_iter().collect();
-        // Nothing is placed in a region while a node outside bears its stamp.
-        all.extend(node.labels.get(labels::NODE_REGION).cloned());
-        for region in all {
-            by_region.entry(region).or_default().push(mark);
+/// The geography, in a form in which what bears on one object is found at once.
+struct Surroundings<'a> {
+    geography: &'a Geography<'a>,
+    by_region: BTreeMap<String, Vec<u64>>,
+    by_node: HashMap<&'a str, u64>,
+}
+
+impl<'a> Surroundings<'a> {
+    fn of(geography: &'a Geography<'a>) -> Self {
+        let mut by_region: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        let mut by_node: HashMap<&str, u64> = HashMap::new();
+        for node in geography.nodes {
+            let place = locate(node, geography.regions.iter().map(AsRef::as_ref));
+            let claimed = match place {
+                Whereabouts::In(region) => vec![region],
+                Whereabouts::Disputed(regions) => regions,
+                Whereabouts::Unclaimed => Vec::new(),
+            };
+            let mark = hash((node, &claimed));
+            by_node.insert(&node.name, mark);
+            let mut all: BTreeSet<String> = claimed.into_iter().collect();
+            // Nothing is placed in a region while a node outside bears its stamp.
+            all.extend(node.labels.get(labels::NODE_REGION).cloned());
+            for region in all {
+                by_region.entry(region).or_default().push(mark);
+            }
+        }
+        for marks in by_region.values_mut() {
+            marks.sort_unstable();
+        }
+        Self {
+            geography,
+            by_region,
+            by_node,
         }
     }
-    for marks in by_region.values_mut() {
-        marks.sort_unstable();
-    }
-    let mark = |store: &PrivacyDataStore| {
-        let namespace = geography.namespaces.get(store.meta().namespace.as_ref()?);
+
+    /// The mark of an object: its policy and its namespace's, the Regions that they and the object name, the nodes that
+    /// are in those or claimed by them, and the nodes where it is, wherever that is.
+    fn mark<'b>(
+        &'b self,
+        namespace: &str,
+        policy: &String,
+        mut named: BTreeSet<&'b str>,
+        nodes: impl Iterator<Item = &'b str>,
+    ) -> u64 {
+        let namespace = self.geography.namespaces.get(namespace);
         let ceiling = namespace.and_then(|labels| labels.get(labels::RESIDENCY));
-        let names = [Some(&store.spec.residency_policy_ref.name), ceiling];
-        let policies: Vec<&Arc<ResidencyPolicy>> = names
+        let policies: Vec<&Arc<ResidencyPolicy>> = [Some(policy), ceiling]
             .into_iter()
             .flatten()
-            .filter_map(|name| geography.policies.iter().find(|p| p.name_any() == *name))
-            .collect();
-        let mut named: BTreeSet<&str> = store
-            .spec
-            .placement
-            .iter()
-            .map(|p| p.region.as_str())
+            .filter_map(|name| {
+                let mut all = self.geography.policies.iter();
+                all.find(|p| p.name_any() == *name)
+            })
             .collect();
         for permit in policies.iter().flat_map(|p| &p.spec.permits) {
             named.extend(permit.regions.iter().map(String::as_str));
@@ -87,40 +102,98 @@ pub fn marks(geography: &Geography<'_>, stores: &[Arc<PrivacyDataStore>]) -> Has
                 let listed = &r.spec.jurisdictions;
                 listed.iter().any(|j| permit.jurisdictions.contains(j))
             };
-            let all = geography.regions.iter().filter(lists);
+            let all = self.geography.regions.iter().filter(lists);
             named.extend(all.filter_map(|r| r.metadata.name.as_deref()));
         }
         let regions: Vec<_> = named
             .into_iter()
             .map(|name| {
-                let region = geography.regions.iter().find(|r| r.name_any() == name);
+                let mut all = self.geography.regions.iter();
+                let region = all.find(|r| r.name_any() == name);
                 (
                     name,
                     region.map(|r| generation(r.as_ref())),
-                    by_region.get(name),
+                    self.by_region.get(name),
                 )
             })
             .collect();
-        let here: Vec<_> = store
-            .status
-            .iter()
-            .flat_map(|s| &s.instances)
-            .filter_map(|i| i.node.as_deref())
-            .map(|node| (node, by_node.get(node)))
-            .collect();
+        let here: Vec<_> = nodes.map(|node| (node, self.by_node.get(node))).collect();
         let policies: Vec<_> = policies.iter().map(|p| generation(p.as_ref())).collect();
-        Some(hash((namespace, policies, regions, here)))
-    };
-    stores
-        .iter()
-        .filter_map(|store| {
-            let key = (store.namespace()?, store.name_any());
-            Some((key, mark(store)?))
-        })
-        .collect()
+        hash((namespace, policies, regions, here))
+    }
 }
 
-/// The stores whose mark is another than before.
+fn key(object: &impl ResourceExt) -> Option<Key> {
+    Some((object.namespace()?, object.name_any()))
+}
+
+/// The mark of each store. Two are equal only if nothing that bears on the store differs. Not in it: nodes that are
+/// known by a kept volume alone.
+#[must_use]
+pub fn marks(geography: &Geography<'_>, stores: &[Arc<PrivacyDataStore>]) -> HashMap<Key, u64> {
+    let surroundings = Surroundings::of(geography);
+    let mark = |store: &PrivacyDataStore| {
+        let named = store.spec.placement.iter().map(|p| p.region.as_str());
+        let instances = store.status.iter().flat_map(|s| &s.instances);
+        let here = instances.filter_map(|i| i.node.as_deref());
+        let policy = &store.spec.residency_policy_ref.name;
+        let key = key(store)?;
+        let mark = surroundings.mark(&key.0, policy, named.collect(), here);
+        Some((key, mark))
+    };
+    stores.iter().filter_map(|s| mark(s)).collect()
+}
+
+/// The mark of each workflow: beside the geography, what it takes from the stores that it names.
+#[must_use]
+pub fn workflow_marks(
+    geography: &Geography<'_>,
+    workflows: &[Arc<RightsWorkflow>],
+    stores: &[Arc<PrivacyDataStore>],
+) -> HashMap<Key, u64> {
+    let surroundings = Surroundings::of(geography);
+    let stores: HashMap<Key, u64> = stores
+        .iter()
+        .filter_map(|s| Some((key(s.as_ref())?, store_facts(s))))
+        .collect();
+    let mark = |workflow: &RightsWorkflow| {
+        let spec = &workflow.spec;
+        let named = spec.workers.pools.iter().map(|p| p.region.as_str());
+        let key = key(workflow)?;
+        // A workflow's pods run in regions that are permitted, and those are named by the policy.
+        let geography = surroundings.mark(
+            &key.0,
+            &spec.residency_policy_ref.name,
+            named.collect(),
+            std::iter::empty(),
+        );
+        let targets = spec.targets.iter().filter_map(|t| t.postgresql.as_ref());
+        let named = targets.filter_map(|t| t.store_ref.as_ref());
+        let stores: Vec<_> = std::iter::once(&spec.ledger_ref)
+            .chain(named)
+            .map(|r| stores.get(&(key.0.clone(), r.name.clone())))
+            .collect();
+        let mark = hash((geography, stores));
+        Some((key, mark))
+    };
+    workflows.iter().filter_map(|w| mark(w)).collect()
+}
+
+/// What of a store bears on the workflows that name it.
+fn store_facts(store: &PrivacyDataStore) -> u64 {
+    let status = store.status.as_ref();
+    let mut instances: Vec<_> = status
+        .iter()
+        .flat_map(|s| &s.instances)
+        .map(|i| (&i.name, &i.trusts, &i.signed_by))
+        .collect();
+    instances.sort();
+    let mut rights: Vec<_> = status.iter().flat_map(|s| &s.rights).collect();
+    rights.sort_by(|a, b| a.workflow.cmp(&b.workflow));
+    hash((generation(store), instances, rights))
+}
+
+/// Those whose mark is another than before.
 #[must_use]
 pub fn concerned(before: &HashMap<Key, u64>, now: &HashMap<Key, u64>) -> Vec<Key> {
     now.iter()
@@ -129,12 +202,16 @@ pub fn concerned(before: &HashMap<Key, u64>, now: &HashMap<Key, u64>) -> Vec<Key
         .collect()
 }
 
-/// The stores that are concerned, with each item of `changes`; at the first all.
-pub fn stream(
+/// The objects that are concerned, by their marks, with each item of `changes`; at the first all.
+pub fn stream<K>(
     ctx: Arc<Context>,
     references: Arc<References>,
     changes: impl Stream<Item = ()> + Send + 'static,
-) -> impl Stream<Item = ObjectRef<DeserializeGuard<PrivacyDataStore>>> + Send + 'static {
+    marks: impl Fn(&Geography<'_>, &References) -> HashMap<Key, u64> + Send + 'static,
+) -> impl Stream<Item = ObjectRef<DeserializeGuard<K>>> + Send + 'static
+where
+    K: Resource<DynamicType = ()> + Send + 'static,
+{
     let mut known = HashMap::new();
     changes.flat_map(move |()| {
         let now = marks(
@@ -144,7 +221,7 @@ pub fn stream(
                 nodes: &ctx.node_facts(),
                 namespaces: &references.namespaces(),
             },
-            &references.stores.state(),
+            &references,
         );
         let all = concerned(&known, &now);
         known = now;

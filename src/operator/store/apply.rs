@@ -6,32 +6,21 @@
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{
-    ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
-};
-use kube::runtime::events::EventType;
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
 
 use super::failovers::Told;
 use super::step::{Object, Step};
-use crate::api::conditions::reasons;
 use crate::api::{PrivacyDataStore, labels, names};
 use crate::operator::context::{Context, bounded, words};
+use crate::operator::hands::{
+    ACTION, Hands, REPORTER, already_exists, is_conflict, is_not_found, short,
+};
+
+pub use crate::operator::hands::ApplyError;
 
 mod secrets;
-
-/// A step that didn't succeed.
-#[derive(Debug, thiserror::Error)]
-#[error("{step}: {}", words(.source))]
-pub struct ApplyError {
-    /// The step, in words.
-    pub step: String,
-    /// One word for the condition and the metric.
-    pub reason: &'static str,
-    /// What went wrong.
-    pub source: anyhow::Error,
-}
 
 /// Executes `steps`.
 ///
@@ -47,33 +36,23 @@ pub async fn apply(
         store,
         namespace: store.namespace().unwrap_or_default(),
         name: store.name_any(),
+        hands: Hands {
+            ctx,
+            resource: ApiResource::erase::<PrivacyDataStore>(&()),
+            what: "store",
+            label: labels::STORE,
+            meta: &store.metadata,
+            reference: store.object_ref(&()),
+        },
     };
     for step in steps {
         tracing::info!(store = %writer.name, namespace = %writer.namespace, step = %step, "step");
-        writer.run(step).await.map_err(|source| ApplyError {
-            step: step.to_string(),
-            reason: if source.is::<Taken>() {
-                reasons::NAME_TAKEN
-            } else {
-                APPLY_FAILED
-            },
-            source,
-        })?;
+        writer
+            .run(step)
+            .await
+            .map_err(|source| ApplyError::new(step.to_string(), source))?;
     }
     Ok(())
-}
-
-/// Reason for everything that isn't the user's to mend.
-const APPLY_FAILED: &str = "ApplyFailed";
-
-/// An object of a needed name belongs to somebody else.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{kind} {name} exists and is not this store's: rename the store, or remove the object if nobody needs it"
-)]
-struct Taken {
-    kind: String,
-    name: String,
 }
 
 struct Writer<'a> {
@@ -81,13 +60,18 @@ struct Writer<'a> {
     store: &'a PrivacyDataStore,
     namespace: String,
     name: String,
+    hands: Hands<'a>,
 }
 
 impl Writer<'_> {
     async fn run(&self, step: &Step) -> anyhow::Result<()> {
         match step {
-            Step::AddFinalizer => self.add_finalizer().await,
-            Step::RemoveFinalizer => self.remove_finalizer().await,
+            Step::AddFinalizer => {
+                self.hands
+                    .add_finalizer(labels::STORE_FINALIZER, FINALIZER_MANAGER)
+                    .await
+            }
+            Step::RemoveFinalizer => self.hands.remove_finalizer(labels::STORE_FINALIZER).await,
             Step::RecordPrimary {
                 name,
                 term,
@@ -111,9 +95,11 @@ impl Writer<'_> {
                 self.issue_certificate(instance, names).await
             }
             Step::WriteAppSecret(secret) => self.write_app_secret(secret).await,
-            Step::Create(object, value) => self.create(*object, value).await,
+            Step::Create(object, value) => self.hands.create(&Self::resource(*object), value).await,
             Step::Update(kind, object) => self.update(&kind.resource(), object).await,
-            Step::Delete { object, name, uid } => self.delete(*object, name, uid).await,
+            Step::Delete { object, name, uid } => {
+                self.hands.delete(&Self::resource(*object), name, uid).await
+            }
             Step::MarkPrimaryVolume { name, uid, term } => {
                 self.mark_primary_volume(name, uid, *term).await
             }
@@ -122,7 +108,7 @@ impl Writer<'_> {
                 warning,
                 note,
             } => {
-                self.tell(reason, *warning, note).await;
+                self.hands.tell(reason, *warning, note).await;
                 Ok(())
             }
             Step::TellFailover(told) => self.tell_failover(told).await,
@@ -136,50 +122,7 @@ impl Writer<'_> {
     }
 
     fn secrets(&self) -> Api<Secret> {
-        Api::namespaced(self.ctx.client.clone(), &self.namespace)
-    }
-
-    /// A merge patch of the store that fails if it has changed or is another store of the same name.
-    fn guarded(&self, mut patch: Value) -> Patch<Value> {
-        patch["metadata"]["uid"] = json!(self.store.uid());
-        patch["metadata"]["resourceVersion"] = json!(self.store.resource_version());
-        Patch::Merge(patch)
-    }
-
-    async fn add_finalizer(&self) -> anyhow::Result<()> {
-        // Applied, since the list is a set that others add to as well; the uid keeps a namesake out.
-        let patch = json!({
-            "apiVersion": "domicile.dev/v1alpha1", "kind": "PrivacyDataStore",
-            "metadata": { "uid": self.store.uid(), "finalizers": [labels::STORE_FINALIZER] },
-        });
-        let params = PatchParams::apply(FINALIZER_MANAGER).force();
-        bounded(
-            "add the finalizer",
-            self.stores()
-                .patch(&self.name, &params, &Patch::Apply(patch)),
-        )
-        .await?;
-        Ok(())
-    }
-
-    async fn remove_finalizer(&self) -> anyhow::Result<()> {
-        let left: Vec<&String> = self
-            .store
-            .finalizers()
-            .iter()
-            .filter(|f| *f != labels::STORE_FINALIZER)
-            .collect();
-        let patch = self.guarded(json!({ "metadata": { "finalizers": left } }));
-        let done = bounded(
-            "remove the finalizer",
-            self.stores()
-                .patch(&self.name, &PatchParams::default(), &patch),
-        )
-        .await;
-        match done {
-            Err(error) if !is_not_found(&error) => Err(error),
-            _ => Ok(()),
-        }
+        self.hands.secrets()
     }
 
     async fn record_primary(
@@ -226,66 +169,10 @@ impl Writer<'_> {
     }
 
     fn api(&self, object: Object) -> Api<DynamicObject> {
-        Api::namespaced_with(
-            self.ctx.client.clone(),
-            &self.namespace,
-            &Self::resource(object),
-        )
-    }
-
-    async fn create(&self, object: Object, value: &Value) -> anyhow::Result<()> {
-        let wanted: DynamicObject = serde_json::from_value(value.clone())?;
-        let api = self.api(object);
-        let params = PostParams {
-            field_manager: Some(names::OPERATOR_FIELD_MANAGER.to_owned()),
-            ..Default::default()
-        };
-        match bounded("create", api.create(&params, &wanted)).await {
-            Ok(_) => Ok(()),
-            // The client retries by itself, so it may be our own; or an earlier pass made it just now.
-            Err(error) if already_exists(&error) => {
-                let name = wanted.name_any();
-                let found = bounded("read", api.get(&name)).await?;
-                self.must_own(
-                    &Self::resource(object).kind,
-                    &name,
-                    found.labels(),
-                    found.owner_references(),
-                )
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn must_own(
-        &self,
-        kind: &str,
-        name: &str,
-        found: &std::collections::BTreeMap<String, String>,
-        owners: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference],
-    ) -> anyhow::Result<()> {
-        let labelled = found.get(labels::STORE) == Some(&self.name)
-            && found
-                .get(labels::MANAGED_BY)
-                .is_some_and(|v| v == labels::MANAGED_BY_VALUE);
-        let uid = self.store.uid();
-        let foreign = owners
-            .iter()
-            .any(|o| o.controller == Some(true) && Some(&o.uid) != uid.as_ref());
-        if labelled && !foreign {
-            Ok(())
-        } else {
-            Err(Taken {
-                kind: kind.to_owned(),
-                name: name.to_owned(),
-            }
-            .into())
-        }
+        self.hands.api(&Self::resource(object))
     }
 
     async fn update(&self, resource: &ApiResource, wanted: &DynamicObject) -> anyhow::Result<()> {
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.ctx.client.clone(), &self.namespace, resource);
         let mut wanted = wanted.clone();
         if resource.kind == "EndpointSlice" {
             // Where it leads is the primary's to say.
@@ -293,33 +180,7 @@ impl Writer<'_> {
                 data.remove("endpoints");
             }
         }
-        // A merge, not an apply: a port that somebody renumbered would otherwise be kept beside ours, and
-        // two of one name are refused for ever. A merge replaces lists whole. The uid is the one observed.
-        let params = PatchParams {
-            field_manager: Some(names::OPERATOR_FIELD_MANAGER.to_owned()),
-            ..Default::default()
-        };
-        bounded(
-            "update",
-            api.patch(&wanted.name_any(), &params, &Patch::Merge(&wanted)),
-        )
-        .await?;
-        Ok(())
-    }
-
-    async fn delete(&self, object: Object, name: &str, uid: &str) -> anyhow::Result<()> {
-        let preconditions = Preconditions {
-            uid: Some(uid.to_owned()),
-            resource_version: None,
-        };
-        let params = DeleteParams {
-            preconditions: Some(preconditions),
-            ..DeleteParams::default()
-        };
-        match bounded("delete", self.api(object).delete(name, &params)).await {
-            Err(error) if !is_not_found(&error) && !is_conflict(&error) => Err(error),
-            _ => Ok(()),
-        }
+        self.hands.update(resource, &wanted).await
     }
 
     async fn mark_primary_volume(&self, name: &str, uid: &str, term: i64) -> anyhow::Result<()> {
@@ -350,25 +211,6 @@ impl Writer<'_> {
         )
         .await?;
         Ok(())
-    }
-
-    async fn tell(&self, reason: &str, warning: bool, note: &str) {
-        let event = kube::runtime::events::Event {
-            type_: kind(warning),
-            reason: reason.to_owned(),
-            note: Some(short(note)),
-            action: ACTION.to_owned(),
-            secondary: None,
-        };
-        let reference = self.store.object_ref(&());
-        let told = bounded(
-            "write an event",
-            self.ctx.recorder.publish(&event, &reference),
-        );
-        // An event that can't be written must not fail the pass: the words are in the log, too.
-        if let Err(error) = told.await {
-            tracing::warn!(store = %self.name, namespace = %self.namespace, error = words(&error), "event not written");
-        }
     }
 
     /// Under a name of its own, so that another operator, or this one after a restart, doesn't tell it again.
@@ -438,36 +280,5 @@ impl Writer<'_> {
     }
 }
 
-/// What events say was done.
-pub(super) const ACTION: &str = "Reconcile";
-/// Who events are from.
-pub const REPORTER: &str = "domicile.dev/operator";
-
-fn kind(warning: bool) -> EventType {
-    if warning {
-        EventType::Warning
-    } else {
-        EventType::Normal
-    }
-}
-
-/// Events take at most 1 kB of note.
-fn short(note: &str) -> String {
-    note.chars().take(900).collect()
-}
-
 /// Field manager of the finalizer alone, so that an apply of the status doesn't drop it.
 const FINALIZER_MANAGER: &str = "domicile-operator-finalizer";
-
-fn already_exists(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.is_already_exists())
-}
-
-fn is_not_found(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.is_not_found())
-}
-
-/// Another object of the same name has taken the place of the one that was to go.
-fn is_conflict(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.is_conflict())
-}

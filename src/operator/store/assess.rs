@@ -20,6 +20,7 @@ use crate::api::conditions::{self, Verdict, reasons};
 use crate::api::labels;
 use crate::api::privacy_data_store::{InstanceRole, InstanceStatus};
 use crate::api::residency_policy::Data;
+use crate::operator::law::told;
 use crate::placement::Placement;
 use crate::residency::locate;
 
@@ -128,6 +129,27 @@ pub fn deleting(observed: &Observed) -> Draft {
     )
 }
 
+/// The store is being deleted, and keeps requests of workflows that wait for them.
+pub fn held(draft: &mut Draft, keeps: &[String]) {
+    let message = format!(
+        "being deleted, once the workflows are gone whose requests it keeps: delete RightsWorkflow {} first",
+        keeps.join(", ")
+    );
+    for verdict in &mut draft.verdicts {
+        let status = match verdict.kind {
+            conditions::READY | conditions::STALLED => false,
+            conditions::RECONCILING => true,
+            _ => continue,
+        };
+        let said = if verdict.kind == conditions::STALLED {
+            String::new()
+        } else {
+            message.clone()
+        };
+        *verdict = Verdict::new(verdict.kind, status, reasons::REQUESTS_OPEN, said);
+    }
+}
+
 /// The store is to be left alone.
 #[must_use]
 pub fn paused(observed: &Observed) -> Draft {
@@ -141,13 +163,7 @@ pub fn paused(observed: &Observed) -> Draft {
 /// A person must act.
 #[must_use]
 pub fn stalled(observed: &Observed, problems: &[Problem]) -> Draft {
-    let message = problems
-        .iter()
-        .map(|p| p.message.as_str())
-        .collect::<Vec<_>>()
-        .join("; ");
-    let reason = problems.first().map_or(reasons::UNKNOWN, |p| p.reason);
-    kept(observed, (reason, message), false, true)
+    kept(observed, told(problems), false, true)
 }
 
 /// No instance that may be primary can be placed yet.
@@ -337,7 +353,7 @@ pub fn assess(
 }
 
 /// The operator's part of each instance's entry: of those that stay, and of those that are to go and still run.
-fn entries(
+pub(super) fn entries(
     observed: &Observed,
     lawful: &Lawful,
     instances: &[Instance<'_>],

@@ -7,18 +7,15 @@
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 use super::kinds::ChildKind;
 use crate::api::names::{self, env, paths};
-use crate::api::privacy_data_store::{ResourceAmounts, Resources};
 use crate::api::{GROUP, PrivacyDataStore, VERSION, labels};
+use crate::operator::objects::{container_security, finish, resources};
 use crate::placement::Placed;
 
-/// Annotation with the hash of what an object was made from: it tells that a field was dropped, which a
-/// comparison of the wanted fields alone can't see.
-pub const HASH: &str = "domicile.dev/hash";
+pub use crate::operator::objects::{HASH, hash};
 
 /// Where the init container sees the folder that the main container sees as [`paths::BIN`].
 const INJECT: &str = "/inject";
@@ -30,16 +27,6 @@ pub struct Settings {
     pub image: String,
     /// Whether the cluster's Services have IPv6 addresses.
     pub ipv6: bool,
-}
-
-/// Hash of a value, stable over runs: keys are sorted.
-#[must_use]
-pub fn hash(value: &Value) -> String {
-    Sha256::digest(value.to_string().as_bytes())
-        .iter()
-        .take(8)
-        .map(|b| format!("{b:02x}"))
-        .collect()
 }
 
 /// Labels of every object of a store.
@@ -77,18 +64,6 @@ pub fn metadata(store: &PrivacyDataStore, name: &str, extra: &[(&str, &str)]) ->
         "name": name, "namespace": store.namespace().unwrap_or_default(),
         "labels": all, "ownerReferences": [owner(store)],
     })
-}
-
-fn dynamic(kind: ChildKind, mut value: Value) -> DynamicObject {
-    let digest = hash(&value);
-    value["metadata"]["annotations"][HASH] = Value::String(digest);
-    let metadata = serde_json::from_value(value["metadata"].take()).unwrap_or_default();
-    if let Value::Object(map) = &mut value {
-        map.remove("metadata");
-    }
-    let mut object = DynamicObject::new("", &kind.resource()).data(value);
-    object.metadata = metadata;
-    object
 }
 
 /// Every child but pods, volume claims and Secrets, for the instances `placed`.
@@ -184,7 +159,7 @@ pub fn children(
         })));
     }
     all.into_iter()
-        .map(|(kind, value)| (kind, dynamic(kind, value)))
+        .map(|(kind, value)| (kind, finish(&kind.resource(), value)))
         .collect()
 }
 
@@ -347,13 +322,6 @@ fn affinity(
     })
 }
 
-fn container_security() -> Value {
-    json!({
-        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true,
-        "capabilities": { "drop": ["ALL"] },
-    })
-}
-
 fn container(store: &PrivacyDataStore, instance: &str) -> Value {
     let probe = |path: &str| json!({ "path": path, "port": names::HTTP_PORT_NAME });
     let mut container = json!({
@@ -392,24 +360,6 @@ fn container(store: &PrivacyDataStore, instance: &str) -> Value {
         container["resources"] = resources;
     }
     container
-}
-
-fn resources(resources: &Resources) -> Value {
-    let amounts = |amounts: &ResourceAmounts| {
-        let pairs = [("cpu", &amounts.cpu), ("memory", &amounts.memory)];
-        pairs
-            .into_iter()
-            .filter_map(|(k, v)| Some((k.to_owned(), json!(v.as_ref()?))))
-            .collect::<serde_json::Map<_, _>>()
-    };
-    let mut out = serde_json::Map::new();
-    if let Some(requests) = &resources.requests {
-        out.insert("requests".to_owned(), Value::Object(amounts(requests)));
-    }
-    if let Some(limits) = &resources.limits {
-        out.insert("limits".to_owned(), Value::Object(amounts(limits)));
-    }
-    Value::Object(out)
 }
 
 /// The application's Secret without its password: everything else follows from the store and its instances.

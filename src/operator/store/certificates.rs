@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -197,6 +198,30 @@ pub fn facts(secret: &Secret, certificate: &str, key: &str) -> Option<Facts> {
     })
 }
 
+/// The certificate and the key under these keys of a Secret.
+///
+/// # Errors
+/// If one isn't there, or isn't text.
+pub fn pair(secret: &Secret, keys: (&str, &str)) -> anyhow::Result<Pair> {
+    Ok(Pair {
+        certificate: text(secret, keys.0)?,
+        key: text(secret, keys.1)?,
+    })
+}
+
+/// What is under a key of a Secret.
+///
+/// # Errors
+/// If nothing is, or isn't text.
+pub fn text(secret: &Secret, key: &str) -> anyhow::Result<String> {
+    let bytes = secret
+        .data
+        .as_ref()
+        .and_then(|d| d.get(key))
+        .with_context(|| format!("Secret {} has no key {key}", secret.name_any()))?;
+    Ok(String::from_utf8(bytes.0.clone())?)
+}
+
 /// The authorities of a bundle, each once and at most [`pki::MOST`], without those that have ended.
 #[must_use]
 pub fn distinct(bundle: &str, now: Timestamp) -> String {
@@ -258,15 +283,44 @@ pub fn issue(
     names: &[String],
     now: Timestamp,
 ) -> anyhow::Result<Pair> {
+    issue_for(Use::Both, authority, instance, names, now)
+}
+
+/// What a certificate is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// To be connected to.
+    Server,
+    /// To connect.
+    Client,
+    /// Both.
+    Both,
+}
+
+/// A certificate with this common name.
+///
+/// # Errors
+/// As [`issue`].
+pub fn issue_for(
+    purpose: Use,
+    authority: &Pair,
+    common_name: &str,
+    names: &[String],
+    now: Timestamp,
+) -> anyhow::Result<Pair> {
     let issuer =
         Issuer::from_ca_cert_pem(&authority.certificate, KeyPair::from_pem(&authority.key)?)?;
     let key = KeyPair::generate()?;
-    let mut params = params(instance, names, now, LEAF_LIFE)?;
+    let mut params = params(common_name, names, now, LEAF_LIFE)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages = match purpose {
+        Use::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Use::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Use::Both => vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ],
+    };
     params.use_authority_key_identifier_extension = true;
     Ok(Pair {
         certificate: params.signed_by(&key, &issuer)?.pem(),
@@ -298,7 +352,16 @@ fn params(
 #[must_use]
 pub fn dns_names(store: &str, namespace: &str, instance: &str) -> Vec<String> {
     use crate::api::names;
-    let mut all: Vec<String> = [instance.to_owned(), names::rw(store), names::ro(store)]
+    service_names(
+        &[instance.to_owned(), names::rw(store), names::ro(store)],
+        namespace,
+    )
+}
+
+/// Services in every form in which a client may write them, sorted.
+#[must_use]
+pub fn service_names(services: &[String], namespace: &str) -> Vec<String> {
+    let mut all: Vec<String> = services
         .iter()
         .flat_map(|service| {
             [

@@ -23,6 +23,7 @@ use crate::api::conditions::{self, reasons};
 use crate::api::privacy_data_store::InstanceRole;
 use crate::api::residency_policy::{Data, OnViolation};
 use crate::api::{labels, names};
+use crate::operator::metrics::Residence;
 use crate::residency::violations::{Finder, Verdict};
 
 /// How long the others have to do without a copy before it is stopped all the same: so long a primary may take to
@@ -263,6 +264,20 @@ impl Outside {
                 name,
                 uid: claim.uid().unwrap_or_default(),
             });
+        }
+    }
+
+    /// The same in numbers.
+    #[must_use]
+    pub fn residence(&self, lawful: &Lawful) -> Residence {
+        Residence {
+            policy: lawful.permissions.policy().to_owned(),
+            basis: lawful.permissions.basis(),
+            running: self.running.len(),
+            kept: self.kept.len(),
+            strangers: self.strangers.len(),
+            unknown: self.unsure.len(),
+            since: self.since,
         }
     }
 

@@ -28,20 +28,19 @@ mod verdicts;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{Patch, PatchParams};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
-use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
+use kube::{Api, ResourceExt};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::context::{Context, Triggers, bounded};
+use super::context::{Context, Triggers};
 use super::geography::{References, concern};
-use crate::api::conditions::{self, Verdict, reasons};
+use super::hands::blame;
+use super::unreadable;
+use crate::api::conditions::reasons;
 use crate::api::{PrivacyDataStore, labels};
 
 /// A store as it comes: perhaps not understood.
@@ -68,7 +67,12 @@ pub enum Error {
 
 /// Runs until the process ends.
 pub async fn run(ctx: Arc<Context>, references: Arc<References>, triggers: Triggers) {
-    let concerned = concern::stream(ctx.clone(), references, triggers.paced(PACE));
+    let concerned = concern::stream(
+        ctx.clone(),
+        references,
+        triggers.paced(PACE),
+        |geography, references| concern::marks(geography, &references.stores.state()),
+    );
     let client = ctx.client.clone();
     let ours = watcher::Config::default()
         .labels(&format!(
@@ -120,15 +124,27 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
     let (name, namespace) = (guarded.name_any(), guarded.namespace().unwrap_or_default());
     let room = ctx.passes.acquire().await.map_err(anyhow::Error::from)?;
     if let Err(error) = &guarded.0 {
-        complain(&ctx, &namespace, &name, &error.to_string()).await?;
+        // Its finalizer would hold its namespace for ever. Volumes are kept, whatever its deletion policy was.
+        unreadable::complain::<PrivacyDataStore>(
+            &ctx,
+            &namespace,
+            &name,
+            &error.to_string(),
+            labels::STORE_FINALIZER,
+            |_| true,
+        )
+        .await?;
         return Ok(Action::await_change());
     }
     // Boxed: it holds everything that is read of a store.
     let Some(observed) = Box::pin(observe::observe(&ctx, &namespace, &name)).await? else {
+        ctx.metrics.forget(&namespace, &name);
         return Ok(Action::await_change());
     };
     let now = jiff::Timestamp::now();
-    let plan = plan::plan(&observed, &ctx.settings, now);
+    let mut plan = plan::plan(&observed, &ctx.settings, now);
+    let residence = plan.residence.take();
+    ctx.metrics.found(&namespace, &name, residence);
     let goes = plan
         .steps
         .iter()
@@ -154,7 +170,7 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
             draft.primary = status.and_then(|s| s.primary.clone());
             draft.term = status.and_then(|s| s.term);
         }
-        blame(&mut draft, error);
+        blame(&mut draft.verdicts, error);
     }
     // Whatever became of the steps: what was seen was seen.
     draft.verdicts.extend(if goes {
@@ -166,24 +182,21 @@ async fn reconcile(guarded: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, E
         report::report(&ctx, &observed.store, &draft, now).await?;
     }
     applied?;
+    let told = |wanted: &str| {
+        let steps = plan.steps.iter();
+        let told =
+            steps.filter(|s| matches!(s, step::Step::Tell { reason, .. } if *reason == wanted));
+        told.count() as u64
+    };
+    let (fenced, erased) = (told(reasons::FENCED), told(reasons::ERASED));
+    ctx.metrics.acted(&namespace, &name, fenced, erased);
+    if goes {
+        ctx.metrics.forget(&namespace, &name);
+    }
     ctx.metrics.reconciled(&namespace, &name);
     Ok(Action::requeue(
         plan.again.map_or(RESYNC, |a| a.min(RESYNC)),
     ))
-}
-
-/// What a failed step means for the conditions.
-fn blame(draft: &mut assess::Draft, error: &apply::ApplyError) {
-    let taken = error.reason == reasons::NAME_TAKEN;
-    for verdict in &mut draft.verdicts {
-        let status = match verdict.kind {
-            conditions::READY => false,
-            conditions::RECONCILING => !taken,
-            conditions::STALLED => taken,
-            _ => continue,
-        };
-        *verdict = Verdict::new(verdict.kind, status, error.reason, error.to_string());
-    }
 }
 
 // The controller hands these over by value.
@@ -192,74 +205,7 @@ fn on_error(guarded: Arc<Guarded>, error: &Error, ctx: Arc<Context>) -> Action {
     let (name, namespace) = (guarded.name_any(), guarded.namespace().unwrap_or_default());
     let failures = ctx.metrics.failed(&namespace, &name);
     tracing::warn!(store = %name, %namespace, failures, %error, "reconcile failed");
-    // 1, 2, 4, … 64 s: a store that can't be mended by trying costs little.
-    Action::requeue(Duration::from_secs(1 << failures.saturating_sub(1).min(6)))
-}
-
-/// Says on a store that can't be understood that it can't, without touching anything else of it.
-async fn complain(ctx: &Context, namespace: &str, name: &str, error: &str) -> anyhow::Result<()> {
-    let resource = kube::core::ApiResource::erase::<PrivacyDataStore>(&());
-    let api: Api<kube::api::DynamicObject> =
-        Api::namespaced_with(ctx.client.clone(), namespace, &resource);
-    let Some(object) = bounded("read the store", api.get_opt(name)).await? else {
-        return Ok(());
-    };
-    let old: Vec<Condition> =
-        serde_json::from_value(object.data["status"]["conditions"].clone()).unwrap_or_default();
-    if object.metadata.deletion_timestamp.is_some() {
-        return release(&api, &object).await;
-    }
-    let message = format!("this object can't be understood, and is left alone: {error}");
-    let verdicts = [
-        Verdict::new(conditions::READY, false, reasons::INVALID, message.clone()),
-        Verdict::new(conditions::STALLED, true, reasons::INVALID, message),
-    ];
-    let new = conditions::merge(
-        &old,
-        &verdicts,
-        object.meta().generation,
-        jiff::Timestamp::now(),
-    );
-    if new == old {
-        return Ok(());
-    }
-    let patch = json!({ "metadata": { "uid": object.uid() }, "status": { "conditions": new } });
-    bounded(
-        "write the status",
-        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)),
-    )
-    .await?;
-    Ok(())
-}
-
-/// Lets a store go that can't be understood: its finalizer would hold its namespace for ever. Volumes are
-/// kept, whatever its deletion policy was.
-async fn release(
-    api: &Api<kube::api::DynamicObject>,
-    object: &kube::api::DynamicObject,
-) -> anyhow::Result<()> {
-    if !object
-        .finalizers()
-        .iter()
-        .any(|f| f == labels::STORE_FINALIZER)
-    {
-        return Ok(());
-    }
-    let left: Vec<&String> = object
-        .finalizers()
-        .iter()
-        .filter(|f| *f != labels::STORE_FINALIZER)
-        .collect();
-    let patch = json!({ "metadata": {
-        "uid": object.uid(), "resourceVersion": object.resource_version(), "finalizers": left,
-    } });
-    let name = object.name_any();
-    bounded(
-        "remove the finalizer",
-        api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)),
-    )
-    .await?;
-    Ok(())
+    Action::requeue(super::context::backoff(failures))
 }
 
 #[cfg(test)]

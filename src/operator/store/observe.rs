@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::certificates;
 use super::kinds::ChildKind;
 use super::lost::Volume;
-use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, labels, names};
+use crate::api::{PrivacyDataStore, Region, ResidencyPolicy, RightsWorkflow, labels, names};
 use crate::operator::context::{Context, bounded};
 use crate::residency::NodeFacts;
 use crate::residency::volumes::Class;
@@ -58,6 +58,8 @@ pub struct Observed {
     pub secrets: BTreeMap<String, String>,
     /// The term of the last failover that this operator has told.
     pub told: Option<i64>,
+    /// The workflows whose requests it keeps. Looked for only when it is being deleted.
+    pub keeps: Vec<String>,
 }
 
 /// The StorageClass that new volumes would be of.
@@ -144,12 +146,34 @@ pub async fn observe(
         app_secret: None,
         secrets: BTreeMap::new(),
         told: store.uid().and_then(|uid| ctx.last_told(&uid)),
+        keeps: keeps(ctx, &store).await?,
         store: Arc::new(store),
     };
     for secret in secrets {
         observed.note_secret(name, &secret);
     }
     Ok(Some(observed))
+}
+
+/// The workflows that keep their requests in a store that is being deleted. What its status says of one that is gone
+/// holds nothing up.
+async fn keeps(ctx: &Context, store: &PrivacyDataStore) -> anyhow::Result<Vec<String>> {
+    if store.metadata.deletion_timestamp.is_none() {
+        return Ok(Vec::new());
+    }
+    let namespace = store.namespace().unwrap_or_default();
+    let api: Api<RightsWorkflow> = Api::namespaced(ctx.client.clone(), &namespace);
+    let said = store.status.iter().flat_map(|s| &s.rights);
+    let mut all = Vec::new();
+    for entry in said.filter(|r| r.ledger) {
+        let found = bounded("get a workflow", api.get_metadata_opt(&entry.workflow)).await?;
+        let waits = |f: &String| f == labels::RIGHTS_FINALIZER;
+        if found.is_some_and(|w| w.finalizers().iter().any(waits)) {
+            all.push(entry.workflow.clone());
+        }
+    }
+    all.sort();
+    Ok(all)
 }
 
 /// The volumes of the store's claims. Volumes belong to the cluster: nobody else's are read.

@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use kube::api::DynamicObject;
-use serde_json::Value;
 
 use super::assess;
 use super::build::{self, AppSecret, Settings};
@@ -28,6 +27,8 @@ use super::validate::{Lawful, validate};
 use super::{lost, requests, rotation};
 use crate::api::residency_policy::Data;
 use crate::api::{labels, names};
+use crate::operator::metrics::Residence;
+use crate::operator::objects;
 use crate::placement::{self, Existing, Placed, Site};
 use crate::residency::locate;
 
@@ -53,6 +54,8 @@ pub struct Plan {
     pub draft: assess::Draft,
     /// When to look again, if it can't wait for the next change.
     pub again: Option<Duration>,
+    /// How its copies were found to be. `None`: nothing was held against a policy.
+    pub residence: Option<Residence>,
 }
 
 impl Plan {
@@ -62,6 +65,7 @@ impl Plan {
             steps: Vec::new(),
             draft,
             again: None,
+            residence: None,
         }
     }
 }
@@ -70,11 +74,14 @@ impl Plan {
 #[must_use]
 pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
     let store = &observed.store;
-    if store.metadata.deletion_timestamp.is_some() {
+    let deleted = store.metadata.deletion_timestamp.is_some();
+    // While it keeps requests of a workflow that waits for them, it goes on as if it weren't deleted: they are to be closed.
+    if deleted && observed.keeps.is_empty() {
         return Plan {
             steps: farewell(observed),
             draft: assess::deleting(observed),
             again: None,
+            residence: None,
         };
     }
     if observed.namespace_ending {
@@ -87,53 +94,33 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
     {
         return Plan::only(assess::paused(observed));
     }
-    let lawful = match validate(observed) {
-        Ok(lawful) => lawful,
-        // Nothing is touched: a policy that is briefly gone (renamed, re-applied) must not take a store down.
-        Err(problem) => return Plan::only(assess::stalled(observed, &[problem])),
+    let Decided {
+        lawful,
+        outside,
+        placement,
+        primary,
+        term,
+        first,
+        mut instances,
+    } = match decide(observed, now) {
+        Ok(decided) => decided,
+        Err(draft) => return Plan::only(*draft),
     };
-    let known = leader::of(store);
-    let primary = known.map(|l| l.name.to_owned());
-    if primary.is_none() && !lawful.problems.is_empty() {
-        return Plan::only(assess::stalled(observed, &lawful.problems));
-    }
-
-    let outside = Outside::of(observed, &lawful, primary.as_deref(), now);
-    let placement = place(observed, &lawful, primary.as_deref(), &outside);
     let mut steps = Vec::new();
     if !store
         .finalizers()
         .iter()
         .any(|f| f == labels::STORE_FINALIZER)
+        && !deleted
     {
         steps.push(Step::AddFinalizer);
     }
-    let on_record =
-        primary.filter(|p| !unlawful_and_unmade(observed, &lawful, &placement.placed, p));
-    let (primary, term) = match on_record {
-        Some(primary) => (primary, known.map_or(1, |l| l.term)),
-        None => match found(observed, &lawful, &placement.placed) {
-            Ok(Some(Founding { name, term })) => {
-                let term = term.max(status_term(observed).map_or(0, |t| t.saturating_add(1)));
-                steps.push(Step::RecordPrimary {
-                    name: name.clone(),
-                    term,
-                    instead_of: store.status.as_ref().and_then(|s| s.primary.clone()),
-                });
-                (name, term)
-            }
-            Ok(None) => {
-                return Plan::only(assess::waiting(observed, &lawful, &placement));
-            }
-            Err(problem) => return Plan::only(assess::stalled(observed, &[problem])),
-        },
-    };
+    steps.extend(first);
     let leader = Leader {
         name: &primary,
         term,
     };
 
-    let mut instances = instances(observed, &placement.placed);
     // The primary first: what fails for a standby must not keep it from coming back.
     instances.sort_by_key(|i| (i.name != primary, i.place.slot));
     // Before anything that can fail.
@@ -168,11 +155,80 @@ pub fn plan(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
     );
     let certified = rotation::verdict(observed, &instances, now);
     draft.verdicts.push(certified);
+    if deleted {
+        assess::held(&mut draft, &observed.keeps);
+    }
     Plan {
         steps,
         draft,
         again: again.into_iter().chain(rotating).min(),
+        residence: Some(outside.residence(&lawful)),
     }
+}
+
+/// What everything else of a pass rests on: what may be where, what is outside, who is primary, who belongs where.
+pub(super) struct Decided<'a> {
+    /// What is permitted.
+    pub(super) lawful: Lawful,
+    /// What isn't where it may be.
+    pub(super) outside: Outside,
+    /// Where instances belong.
+    pub(super) placement: placement::Placement,
+    /// The primary.
+    pub(super) primary: String,
+    /// Its term.
+    pub(super) term: i64,
+    /// The step that names the first primary, if there was none.
+    pub(super) first: Option<Step>,
+    /// What there is of each instance.
+    pub(super) instances: Vec<Instance<'a>>,
+}
+
+/// Decides that, or why nothing is to be done. Nothing is touched then: a policy that is briefly gone (renamed,
+/// re-applied) must not take a store down.
+pub(super) fn decide(
+    observed: &Observed,
+    now: Timestamp,
+) -> Result<Decided<'_>, Box<assess::Draft>> {
+    let stalled = |problems: &[_]| Box::new(assess::stalled(observed, problems));
+    let store = &observed.store;
+    let lawful = validate(observed).map_err(|problem| stalled(&[problem]))?;
+    let known = leader::of(store);
+    let primary = known.map(|l| l.name.to_owned());
+    if primary.is_none() && !lawful.problems.is_empty() {
+        return Err(stalled(&lawful.problems));
+    }
+
+    let outside = Outside::of(observed, &lawful, primary.as_deref(), now);
+    let placement = place(observed, &lawful, primary.as_deref(), &outside);
+    let on_record =
+        primary.filter(|p| !unlawful_and_unmade(observed, &lawful, &placement.placed, p));
+    let (primary, term, first) = match on_record {
+        Some(primary) => (primary, known.map_or(1, |l| l.term), None),
+        None => match found(observed, &lawful, &placement.placed) {
+            Ok(Some(Founding { name, term })) => {
+                let term = term.max(status_term(observed).map_or(0, |t| t.saturating_add(1)));
+                let first = Step::RecordPrimary {
+                    name: name.clone(),
+                    term,
+                    instead_of: store.status.as_ref().and_then(|s| s.primary.clone()),
+                };
+                (name, term, Some(first))
+            }
+            Ok(None) => return Err(Box::new(assess::waiting(observed, &lawful, &placement))),
+            Err(problem) => return Err(stalled(&[problem])),
+        },
+    };
+    let instances = instances(observed, &placement.placed);
+    Ok(Decided {
+        lawful,
+        outside,
+        placement,
+        primary,
+        term,
+        first,
+        instances,
+    })
 }
 
 fn status_term(observed: &Observed) -> Option<i64> {
@@ -338,7 +394,7 @@ fn furnish(
         match observed.children.get(&(kind, wanted.name_any())) {
             None => steps.push(Step::Create(
                 Object::Child(kind),
-                Box::new(complete(kind, &wanted)),
+                Box::new(objects::complete(&kind.resource(), &wanted)),
             )),
             Some(found) if found.metadata.deletion_timestamp.is_some() => {}
             Some(found) if differs(kind, &wanted, found) => {
@@ -362,38 +418,12 @@ fn furnish(
     }
 }
 
-/// The object with its kind, for a plain create.
-fn complete(kind: ChildKind, object: &DynamicObject) -> Value {
-    let resource = kind.resource();
-    let mut value = serde_json::to_value(object).unwrap_or_default();
-    value["apiVersion"] = Value::String(resource.api_version);
-    value["kind"] = Value::String(resource.kind);
-    value
-}
-
-/// Whether a child must be written: made from something else than now, or a field of ours changed by hand.
+/// Whether a child must be written.
 fn differs(kind: ChildKind, wanted: &DynamicObject, found: &DynamicObject) -> bool {
-    if wanted.annotations().get(build::HASH) != found.annotations().get(build::HASH) {
-        return true;
-    }
-    let labels_kept = wanted
-        .labels()
-        .iter()
-        .all(|(k, v)| found.labels().get(k) == Some(v));
-    // What an EndpointSlice says is the primary's business once it exists.
-    let same = kind == ChildKind::EndpointSlice || covers(&found.data, &wanted.data);
-    !labels_kept || !same
-}
-
-/// Whether `found` says everything that `wanted` says. Lists are compared item by item, in order.
-fn covers(found: &Value, wanted: &Value) -> bool {
-    match (found, wanted) {
-        (Value::Object(found), Value::Object(wanted)) => wanted
-            .iter()
-            .all(|(key, value)| found.get(key).is_some_and(|f| covers(f, value))),
-        (Value::Array(found), Value::Array(wanted)) => {
-            found.len() == wanted.len() && found.iter().zip(wanted).all(|(f, w)| covers(f, w))
-        }
-        _ => found == wanted,
+    if kind == ChildKind::EndpointSlice {
+        // What it says is the primary's business once it exists.
+        objects::outdated(wanted, found)
+    } else {
+        objects::differs(wanted, found)
     }
 }

@@ -37,6 +37,8 @@ pub fn status(store: &PrivacyDataStore, draft: &Draft, now: Timestamp) -> Privac
         // The instances' own.
         configuration: None,
         last_failover: None,
+        // The workflows' controller's.
+        rights: Vec::new(),
     }
 }
 
@@ -60,6 +62,7 @@ fn operators_part(status: &PrivacyDataStoreStatus) -> PrivacyDataStoreStatus {
             .collect(),
         configuration: None,
         last_failover: None,
+        rights: Vec::new(),
         ..status.clone()
     };
     // The API server keeps the order in which entries came; it means nothing.
@@ -118,7 +121,8 @@ pub async fn report(
 }
 
 /// The event for a change of readiness or of its reason.
-fn event(old: &[Condition], new: &[Condition]) -> Option<Event> {
+#[must_use]
+pub fn event(old: &[Condition], new: &[Condition]) -> Option<Event> {
     let ready = |all: &[Condition]| all.iter().find(|c| c.type_ == conditions::READY).cloned();
     let now = ready(new)?;
     if ready(old).is_some_and(|before| before.status == now.status && before.reason == now.reason) {
@@ -137,7 +141,7 @@ fn event(old: &[Condition], new: &[Condition]) -> Option<Event> {
         },
         reason: now.reason,
         note: Some(note),
-        action: super::apply::ACTION.to_owned(),
+        action: crate::operator::hands::ACTION.to_owned(),
         secondary: None,
     })
 }

@@ -20,7 +20,7 @@ use super::plan::Instance;
 use super::step::Step;
 use crate::api::conditions::{self, Verdict, reasons};
 use crate::api::privacy_data_store::InstanceStatus;
-use crate::api::{labels, names};
+use crate::api::{PrivacyDataStore, labels, names};
 
 /// How long before its end an authority is replaced. All of a rotation's waiting has room in it.
 const ROTATE_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 180);
@@ -55,6 +55,13 @@ enum Stage<'a> {
 #[must_use]
 pub fn trusted(observed: &Observed, authorities: &Authorities) -> bool {
     running(observed, |e| e.trusts.contains(&authorities.active.id)).is_empty()
+}
+
+/// The same, as a client of the store sees it: of the instances that have said what they trust.
+#[must_use]
+pub fn trusted_by_all(store: &PrivacyDataStore, authority: &str) -> bool {
+    let mut said = store.status.iter().flat_map(|s| &s.instances);
+    said.all(|e| e.trusts.is_empty() || e.trusts.iter().any(|id| id == authority))
 }
 
 /// The next step, and how long to wait for it if nothing changes meanwhile.

@@ -1,6 +1,7 @@
 //! Plans are executed on a world in memory, cut off after any step and begun again.
 
 mod attest;
+mod cases;
 mod drift;
 mod failover;
 mod residency;
@@ -737,4 +738,26 @@ proptest! {
             prop_assert!(left.is_empty(), "{:?}", left.iter().map(ToString::to_string).collect::<Vec<_>>());
         }
     }
+}
+
+/// The requests that it keeps are to be closed first: until then it is looked after as if nobody had deleted it.
+#[test]
+fn a_store_that_keeps_requests_serves_until_their_workflow_is_gone() {
+    let mut world = sample();
+    world.settle();
+    let before = world.digest();
+    world.store(|s| s.metadata.deletion_timestamp = Some(Time(NOW)));
+    world.seen.keeps = vec!["consumers".into()];
+    world.seen.pods.retain(|p| p.name_any() != "consumers-2");
+    world.settle();
+    assert_eq!(world.digest(), before);
+    let (status, reason, message) = world.condition(conditions::READY);
+    assert_eq!(
+        (status.as_str(), reason.as_str()),
+        ("False", reasons::REQUESTS_OPEN)
+    );
+    assert!(message.ends_with("delete RightsWorkflow consumers first"));
+    world.seen.keeps.clear();
+    let steps = world.plan().steps;
+    assert!(matches!(steps.last(), Some(Step::RemoveFinalizer)));
 }

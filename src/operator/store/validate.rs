@@ -1,7 +1,7 @@
 //! Whether a store asks for something lawful.
 //!
-//! Owns the order of the questions: is there a policy, may this namespace use it, does it lie within the namespace's
-//! own, does it permit these regions, and could the volumes come to be elsewhere. The words of a refusal are `residency`'s own, the same that admission uses.
+//! Owns the order of the questions beyond those of `law`: does the policy permit these regions, and could the volumes
+//! come to be elsewhere. The words of a refusal are `residency`'s own, the same that admission uses.
 //! Never does I/O. Never widens: a store that asks for one forbidden region gets no *new* instance anywhere
 //! until that is mended, while what it has already and lawfully keeps running.
 
@@ -10,19 +10,11 @@ use kube::ResourceExt;
 use super::observe::{Observed, StorageClassSeen};
 use crate::api::conditions::reasons;
 use crate::api::residency_policy::Data;
-use crate::api::{ResidencyPolicy, labels};
+use crate::operator::law::Subject;
 use crate::placement::Want;
-use crate::residency::permissions::{beyond_ceiling, namespace_permitted};
 use crate::residency::{Permissions, volumes};
 
-/// Why a store can't be served as asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// One word.
-    pub reason: &'static str,
-    /// What is wrong, where, and what to do.
-    pub message: String,
-}
+pub use crate::operator::law::Problem;
 
 /// The lawful part of what a store asks for.
 #[derive(Clone, Debug)]
@@ -52,50 +44,24 @@ pub fn data_of_instance(total: i32) -> Data {
 pub fn validate(observed: &Observed) -> Result<Lawful, Problem> {
     let spec = &observed.store.spec;
     let name = &spec.residency_policy_ref.name;
-    let Some(policy) = &observed.policy else {
-        return Err(Problem {
-            reason: reasons::POLICY_NOT_FOUND,
-            message: format!(
-                "ResidencyPolicy {name} does not exist, so nothing is permitted: create it, or correct spec.residencyPolicyRef.name"
-            ),
-        });
-    };
-    let selector = policy.spec.namespaces.as_ref();
-    if !namespace_permitted(selector, &observed.namespace_labels) {
-        let wanted: Vec<String> = selector
-            .into_iter()
-            .flat_map(|s| &s.match_labels)
-            .map(|(k, v)| format!("{k}={v}"))
-            .collect();
-        return Err(Problem {
-            reason: reasons::NAMESPACE_NOT_PERMITTED,
-            message: format!(
-                "namespace {} may not use ResidencyPolicy {name}: the policy is for namespaces labelled {}",
-                observed.store.namespace().unwrap_or_default(),
-                wanted.join(", ")
-            ),
-        });
+    let namespace = observed.store.namespace().unwrap_or_default();
+    let law = Subject {
+        policy_name: name,
+        policy: observed.policy.as_deref(),
+        ceiling: observed.ceiling.as_deref(),
+        namespace: &namespace,
+        namespace_labels: &observed.namespace_labels,
+        regions: &observed.regions,
     }
-    let regions = || observed.regions.iter().map(AsRef::as_ref);
-    let own = Permissions::resolve(policy, regions());
-    let ceiling = ceiling(observed)?.map(|p| Permissions::resolve(p, regions()));
+    .law()?;
+    let own = law.own;
     let total = spec.placement.iter().map(|p| p.instances).sum();
     let data = data_of_instance(total);
     let mut lawful = Lawful {
         wants: Vec::new(),
-        problems: Vec::new(),
-        permissions: own.clone(),
+        problems: law.beyond.into_iter().collect(),
+        permissions: law.permissions,
     };
-    if let Some(ceiling) = ceiling {
-        if !own.lies_within(&ceiling) {
-            let namespace = observed.store.namespace().unwrap_or_default();
-            lawful.problems.push(Problem {
-                reason: reasons::BEYOND_CEILING,
-                message: beyond_ceiling(name, ceiling.policy(), &namespace),
-            });
-        }
-        lawful.permissions = own.clone().under(ceiling);
-    }
     for placement in &spec.placement {
         match own.check(data, &placement.region) {
             // Where only the ceiling forbids it, that was said already, and nothing goes there.
@@ -144,24 +110,6 @@ pub fn validate(observed: &Observed) -> Result<Lawful, Problem> {
         .problems
         .extend(storage_class(observed, &lawful.permissions, data));
     Ok(lawful)
-}
-
-/// The policy within which the store's namespace must stay, if it has a label that says so.
-fn ceiling(observed: &Observed) -> Result<Option<&ResidencyPolicy>, Problem> {
-    let Some(name) = observed.namespace_labels.get(labels::RESIDENCY) else {
-        return Ok(None);
-    };
-    match &observed.ceiling {
-        Some(policy) => Ok(Some(policy)),
-        None => Err(Problem {
-            reason: reasons::POLICY_NOT_FOUND,
-            message: format!(
-                "ResidencyPolicy {name}, within which namespace {} must stay (its label {}), does not exist, so nothing is permitted: create it, or correct the label",
-                observed.store.namespace().unwrap_or_default(),
-                labels::RESIDENCY
-            ),
-        }),
-    }
 }
 
 /// What is wrong with the class that new volumes would be of.

@@ -3,20 +3,19 @@
 //! Owns what only whoever holds a key can do. Never logs key material, keeps it beyond a call, or replaces a password that
 //! is there.
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
-use kube::api::{ListParams, PostParams};
+use kube::api::ListParams;
 use rand::RngCore;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Writer;
 use crate::api::{labels, names};
 use crate::operator::context::bounded;
 use crate::operator::store::build::{self, AppSecret};
-use crate::operator::store::certificates::{self, Pair, keys};
-use crate::operator::store::step::Object;
+use crate::operator::store::certificates::{self, Pair, keys, text};
 
 impl Writer<'_> {
     /// A new authority signs from now on. What instances trust already stays trusted, so that they know each other until
@@ -56,7 +55,7 @@ impl Writer<'_> {
         if known.is_none_or(|known| known.id != next) {
             bail!("the next authority is another one than {next}");
         }
-        let next = read_pair(&secret, keys::NEXT)?;
+        let next = certificates::pair(&secret, keys::NEXT)?;
         let mut trusted = text(&secret, keys::ACTIVE.0)?;
         trusted.push_str(&text(&secret, keys::OLD).unwrap_or_default());
         let mut content = pair_of(keys::ACTIVE, next);
@@ -79,7 +78,7 @@ impl Writer<'_> {
         let bundle = certificates::bundle(&self.authorities().await?);
         let name = names::tls_secret(instance);
         let secret = bounded("read a certificate", self.secrets().get(&name)).await?;
-        let pair = read_pair(&secret, ("tls.crt", "tls.key"))?;
+        let pair = certificates::pair(&secret, ("tls.crt", "tls.key"))?;
         self.put_certificate(instance, bundle, pair).await
     }
 
@@ -158,39 +157,13 @@ impl Writer<'_> {
         if let Some((key, value)) = annotation {
             metadata["annotations"] = json!({ key: value });
         }
-        let data: serde_json::Map<String, Value> = content
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), json!(v)))
-            .collect();
-        let mut value = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data, "type": "Opaque" });
-        match bounded("read a Secret", self.secrets().get_opt(name)).await? {
-            None => self.create(Object::Secret, &value).await,
-            Some(found) => {
-                self.must_own("Secret", name, found.labels(), found.owner_references())?;
-                value["metadata"]["resourceVersion"] = json!(found.resource_version());
-                let secret: Secret = serde_json::from_value(value)?;
-                bounded(
-                    "replace a Secret",
-                    self.secrets()
-                        .replace(name, &PostParams::default(), &secret),
-                )
-                .await?;
-                Ok(())
-            }
-        }
+        self.hands.put_secret(metadata, content).await
     }
 }
 
 /// The authority that signs.
 fn signing(secret: &Secret) -> anyhow::Result<Pair> {
-    read_pair(secret, keys::ACTIVE)
-}
-
-fn read_pair(secret: &Secret, keys: (&str, &str)) -> anyhow::Result<Pair> {
-    Ok(Pair {
-        certificate: text(secret, keys.0)?,
-        key: text(secret, keys.1)?,
-    })
+    certificates::pair(secret, keys::ACTIVE)
 }
 
 fn pair_of(keys: (&'static str, &'static str), pair: Pair) -> Vec<(&'static str, String)> {
@@ -199,15 +172,6 @@ fn pair_of(keys: (&'static str, &'static str), pair: Pair) -> Vec<(&'static str,
 
 fn old(bundle: &str) -> Option<(&'static str, String)> {
     (!bundle.is_empty()).then(|| (keys::OLD, bundle.to_owned()))
-}
-
-fn text(secret: &Secret, key: &str) -> anyhow::Result<String> {
-    let bytes = secret
-        .data
-        .as_ref()
-        .and_then(|d| d.get(key))
-        .with_context(|| format!("Secret {} has no key {key}", secret.name_any()))?;
-    Ok(String::from_utf8(bytes.0.clone())?)
 }
 
 /// 192 bits, URL-safe.

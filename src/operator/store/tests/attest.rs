@@ -224,6 +224,7 @@ fn operator(server: &Server) -> Context {
         identity: "one".into(),
         told: Mutex::default(),
         attestor: Attestor::new("system"),
+        backlogs: crate::operator::rights::backlog::Backlogs::default(),
     }
 }
 

@@ -131,6 +131,7 @@ impl World {
                 secrets: BTreeMap::new(),
                 volumes: BTreeMap::new(),
                 told: None,
+                keeps: vec![],
             },
             uids: 0,
             now: NOW,
