@@ -14,7 +14,7 @@ export CLUSTER
 
 .DEFAULT_GOAL := help
 .PHONY: checkout help setup demo down test image plugin generate fmt lint bench-create bench-commit bench-failover \
-        bench-failover-patroni break status
+        bench-failover-patroni bench-residency bench-rights break status
 
 # Keeps what another checkout has built from being taken for this one's; see scripts/lib.sh.
 checkout:
@@ -60,6 +60,12 @@ bench-create: setup ## Seconds from apply to Ready, for 1 and for 10 stores (RUN
 
 bench-failover: setup ## What a failover costs (RUNS=n, CASES=…, LATENCY="0 40", FRESH=1); goes on where it stopped
 	@scripts/bench failover
+
+bench-residency: setup ## How soon copies outside are found and stopped (RUNS=n, CASES=…, FAILOVERS=n, FRESH=1); goes on where it stopped
+	@scripts/bench residency
+
+bench-rights: setup ## What rights requests cost (RUNS=n, BATCH=n): accepted, erased, drained, memory; beside pgbench
+	@scripts/bench rights
 
 break: ## Cut the demo's primary off before your eyes, and let it come home
 	@scripts/break

@@ -48,6 +48,8 @@ impl Harness {
                     "spec": { "basis": "Policy", "citation": "End-to-end tests", "permits": [
                         { "data": "Primary", "regions": ["us-west"] },
                         { "data": "Standby", "regions": ["us-west", "us-east"] },
+                        { "data": "Worker", "regions": ["us-west", "us-east"] },
+                        { "data": "Gateway", "regions": ["us-west", "us-east"] },
                     ] },
                 })
                 .to_string(),
@@ -183,6 +185,12 @@ impl Scope {
         K::DynamicType: Default,
     {
         Api::namespaced(self.harness.client(), &self.namespace)
+    }
+
+    /// The user whose namespace it is.
+    #[must_use]
+    pub fn harness(&self) -> &Harness {
+        &self.harness
     }
 
     /// The stores of this namespace.

@@ -20,16 +20,16 @@ pub const PAUSE: &str = "pause:1";
 pub const BUSYBOX: &str = "busybox:1";
 /// The cluster's DNS.
 pub const DNS: &str = "coredns:1";
+/// Redis, a target of rights requests, and the Debian whose package it is.
+pub const REDIS: (&str, &str) = ("redis:8", "trixie");
 /// PostgreSQL, and the Debian whose package it is: the newest, and the oldest that the product supports, on
 /// an older C library.
 pub const POSTGRES: [(u32, &str); 2] = [(17, "trixie"), (15, "bookworm")];
 
 const PAUSE_SOURCE: &str = include_str!("../tools/pause/pause.c");
 
-/// How the file system of the PostgreSQL image is made. As in the image that everybody uses: user
-/// and group 999, programs in PATH, libnss-wrapper for other users, no cluster. Without what only
-/// JIT compilation needs (160 MB): PostgreSQL runs without it when it isn't there.
-const POSTGRES_RECIPE: &[&str] = &[
+/// How the file system of an image of Debian packages is made.
+const DEBIAN_RECIPE: &[&str] = &[
     "--mode=root",
     "--format=tar",
     "--variant=minbase",
@@ -40,6 +40,12 @@ const POSTGRES_RECIPE: &[&str] = &[
     "--dpkgopt=path-exclude=/usr/share/lintian/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
     "--dpkgopt=path-exclude=/usr/share/man/*",
+];
+
+/// What is PostgreSQL's own. As in the image that everybody uses: user and group 999, programs in PATH,
+/// libnss-wrapper for other users, no cluster. Without what only JIT compilation needs (160 MB): PostgreSQL runs
+/// without it when it isn't there.
+const POSTGRES_RECIPE: &[&str] = &[
     "--dpkgopt=path-exclude=/usr/lib/llvm*",
     "--dpkgopt=path-exclude=/usr/lib/*/libLLVM*",
     "--dpkgopt=path-exclude=/usr/lib/*/libz3*",
@@ -53,6 +59,12 @@ const POSTGRES_RECIPE: &[&str] = &[
      var/lib/apt/lists/* var/lib/systemd var/log/*",
     "--customize-hook=install -d -m 3777 -o 999 -g 999 \"$1/run/postgresql\"",
     "--customize-hook=install -d -m 1777 -o 999 -g 999 \"$1/var/lib/postgresql/data\"",
+];
+
+/// What is Redis' own: nothing of the package's service, and nothing that it keeps.
+const REDIS_RECIPE: &[&str] = &[
+    "--customize-hook=cd \"$1\" && rm -rf usr/share/i18n var/cache/debconf var/lib/apt/lists/* \
+     var/lib/systemd var/log/* etc/redis/redis.conf",
 ];
 
 fn hashed(name: &str, parts: &[&[u8]]) -> Result<PathBuf> {
@@ -90,6 +102,7 @@ pub async fn ensure_all() -> Result<Archives> {
         coredns()?,
         postgres(POSTGRES[0]).await?,
         postgres(POSTGRES[1]).await?,
+        redis(REDIS).await?,
     ]))
 }
 
@@ -157,15 +170,50 @@ fn coredns() -> Result<PathBuf> {
 }
 
 async fn postgres((major, suite): (u32, &str)) -> Result<PathBuf> {
-    let package = format!("--include=postgresql-{major},libnss-wrapper");
-    let recipe = [POSTGRES_RECIPE, &[package.as_str(), suite]].concat();
-    let out = hashed("postgres", &[recipe.join("\n").as_bytes()])?;
+    let config = Config {
+        command: vec!["postgres".into()],
+        env: vec![
+            format!(
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/{major}/bin"
+            ),
+            "LANG=C.UTF-8".to_owned(),
+            format!("PG_MAJOR={major}"),
+            "PGDATA=/var/lib/postgresql/data".to_owned(),
+        ],
+        stop_signal: "SIGINT".into(),
+        ..Config::default()
+    };
+    let packages = format!("--include=postgresql-{major},libnss-wrapper");
+    debian(
+        &format!("postgres:{major}"),
+        &[POSTGRES_RECIPE, &[packages.as_str(), suite]].concat(),
+        &config,
+    )
+    .await
+}
+
+async fn redis((name, suite): (&str, &str)) -> Result<PathBuf> {
+    let config = Config {
+        command: vec!["redis-server".into()],
+        env: vec!["PATH=/usr/bin:/bin".into()],
+        user: "65534".into(),
+        ..Config::default()
+    };
+    let recipe = [REDIS_RECIPE, &["--include=redis-server", suite]].concat();
+    debian(name, &recipe, &config).await
+}
+
+/// An image of Debian packages.
+async fn debian(name: &str, own: &[&str], config: &Config) -> Result<PathBuf> {
+    let recipe = [DEBIAN_RECIPE, own].concat();
+    let short = name.split(':').next().unwrap_or(name);
+    let out = hashed(short, &[recipe.join("\n").as_bytes()])?;
     if !out.exists() {
         ensure!(
             succeeds(&["mmdebstrap", "--version"]).await,
             "there is no mmdebstrap here: run scripts/setup"
         );
-        let log = cache()?.join("log/image-postgres.log");
+        let log = cache()?.join(format!("log/image-{short}.log"));
         let root = temporary_name(&out.with_extension("layer.tar"));
         fs::create_dir_all(out.parent().unwrap_or(Path::new("/")))?;
         let mut command = Command::new("mmdebstrap");
@@ -176,22 +224,8 @@ async fn postgres((major, suite): (u32, &str)) -> Result<PathBuf> {
             .env("DEBIAN_FRONTEND", "noninteractive");
         // Files are dated as of the packages, not of today, so that the same packages give the same image.
         command.env("SOURCE_DATE_EPOCH", "1700000000");
-        let name = format!("postgres:{major}");
         run_long(&format!("making the image {name}"), &mut command, &log).await?;
-        let config = Config {
-            command: vec!["postgres".into()],
-            env: vec![
-                format!(
-                    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/{major}/bin"
-                ),
-                "LANG=C.UTF-8".to_owned(),
-                format!("PG_MAJOR={major}"),
-                "PGDATA=/var/lib/postgresql/data".to_owned(),
-            ],
-            stop_signal: "SIGINT".into(),
-            ..Config::default()
-        };
-        image::write(&out, &name, &root, &config)?;
+        image::write(&out, name, &root, config)?;
         let _ = fs::remove_file(root);
     }
     Ok(out)

@@ -28,6 +28,8 @@ pub mod patroni;
 pub mod pki;
 pub mod provisioner;
 pub mod relay;
+pub mod residency;
+pub mod rights;
 pub mod run;
 pub mod seed;
 pub mod status;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::harness::{Harness, Instance, PATIENCE, Scope, Write, condition, instances, wait_for};
+use e2e::residency::failovers;
+use e2e::residency::ground::Ground;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{
     Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
@@ -505,6 +507,33 @@ async fn a_copy_whose_node_moves_abroad_is_stopped_and_made_again_inside() -> Re
         })
         .await?;
     scope.remove().await
+}
+
+/// A dozen of the failovers of which `make bench-residency` makes 300.
+#[tokio::test]
+async fn nobody_is_promoted_where_labels_are_missing_stale_or_forged() -> Result<()> {
+    let ground = Ground::make(Harness::attach().await?).await?;
+    let (mut promoted, mut wrong) = (0, Vec::new());
+    let mut outcome = Ok(());
+    for seed in 1..=4 {
+        match Box::pin(failovers::round(&ground, seed)).await {
+            Ok(all) => {
+                for one in all {
+                    promoted += one.promoted.len();
+                    wrong.extend(one.violations.iter().map(|v| format!("{v}: {one:?}")));
+                }
+            }
+            Err(e) => {
+                outcome = Err(e.context(format!("round {seed}")));
+                break;
+            }
+        }
+    }
+    ground.heal().await?;
+    outcome?;
+    ensure!(wrong.is_empty(), "{wrong:#?}");
+    ensure!(promoted > 3, "hardly any failover: {promoted}");
+    ground.scope.remove().await
 }
 
 #[tokio::test]

@@ -127,6 +127,12 @@ impl Permissions {
         &self.policy
     }
 
+    /// Why the policy exists.
+    #[must_use]
+    pub fn basis(&self) -> Basis {
+        self.basis
+    }
+
     /// Whether this kind of data may be in this region.
     #[must_use]
     pub fn permits(&self, data: Data, region: &str) -> bool {

@@ -1,5 +1,5 @@
-//! The benches: `bench create`, `bench commit`, `bench failover` and `bench break` on the running test bed, `bench
-//! failover-patroni` where there is none; and their client program.
+//! The benches: `bench create`, `bench commit`, `bench failover`, `bench residency` and `bench break` on the running test
+//! bed, `bench failover-patroni` where there is none; and their client program.
 
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -14,6 +14,7 @@ use e2e::failover::{cases, client, store};
 use e2e::figures::{Figure, publish};
 use e2e::harness::Harness;
 use e2e::patroni::{self, Patroni};
+use e2e::residency;
 use e2e::testbed::TestBed;
 use futures::future::try_join_all;
 
@@ -47,6 +48,21 @@ enum Bench {
         #[arg(long)]
         fresh: bool,
     },
+    /// How soon copies outside are found and stopped, and whether anybody is promoted outside.
+    Residency {
+        /// Copies of each case.
+        #[arg(long, default_value_t = 20)]
+        runs: usize,
+        /// Which cases, with commas or spaces between; all by default.
+        #[arg(long, default_value = "")]
+        cases: String,
+        /// How many failovers with wrong labels.
+        #[arg(long, default_value_t = 300)]
+        failovers: usize,
+        /// Forget earlier runs.
+        #[arg(long)]
+        fresh: bool,
+    },
     /// Cuts the primary's node off before one's eyes, and lets it come home.
     Break {
         /// The store's namespace.
@@ -70,6 +86,21 @@ enum Bench {
         /// How long each takes.
         #[arg(long, default_value_t = 20)]
         seconds: u64,
+    },
+    /// What rights requests cost: accepted, erased, drained, memory; beside pgbench on the same store.
+    Rights {
+        /// Measurements of each rate; twenty times as many requests are followed one by one.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// Requests filed at once.
+        #[arg(long, default_value_t = 100_000)]
+        batch: usize,
+        /// How long each measurement of a rate takes.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        /// How many clients file.
+        #[arg(long, default_value_t = 32)]
+        clients: usize,
     },
     /// Failover under Patroni with etcd. Needs no test bed, and that none is there.
     FailoverPatroni {
@@ -120,6 +151,20 @@ async fn execute(bench: Bench) -> Result<()> {
             };
             Box::pin(failover(&plan)).await
         }
+        Bench::Residency {
+            runs,
+            cases,
+            failovers,
+            fresh,
+        } => {
+            let plan = residency::bench::Plan {
+                cases: residency::case::choose(&cases)?,
+                runs,
+                failovers,
+                fresh,
+            };
+            Box::pin(residency::bench::residency(&plan)).await
+        }
         Bench::Break { namespace, store } => {
             let harness = Harness {
                 bed: TestBed::attach().await?,
@@ -137,6 +182,20 @@ async fn execute(bench: Bench) -> Result<()> {
             Ok(())
         }
         Bench::Commit { runs, seconds } => commit::bench(commit::Plan { runs, seconds }).await,
+        Bench::Rights {
+            runs,
+            batch,
+            seconds,
+            clients,
+        } => {
+            let plan = e2e::rights::bench::Plan {
+                runs,
+                batch,
+                seconds,
+                clients,
+            };
+            Box::pin(e2e::rights::bench::bench(plan)).await
+        }
         Bench::FailoverPatroni { down: true, .. } => Patroni::down().await,
         Bench::FailoverPatroni {
             runs,

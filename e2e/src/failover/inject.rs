@@ -82,6 +82,12 @@ impl Victim {
         Ok(super::process::of_process(self.postmaster()?.pid))
     }
 
+    /// Whether PostgreSQL runs in it, as the machine's list of processes has it.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.postmaster().is_ok()
+    }
+
     /// SIGKILL to PostgreSQL's first process.
     ///
     /// # Errors

@@ -1,0 +1,159 @@
+//! What gets outside by a change around it: nodes, Regions, the policy.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use super::case::Case;
+use super::ground::{Copy, Ground, LIMIT, REGION, permit, region};
+use super::sample::Sample;
+use crate::failover::inject::Victim;
+use crate::topology::NODES;
+
+/// The goals: found within this, stopped within as much more.
+pub const GOAL: f64 = 5.0;
+
+/// Makes the change once, and puts it back. A sample for each copy that got outside by it, with its case.
+///
+/// # Errors
+/// If something isn't found or stopped at all, or all isn't well again after it.
+pub async fn run(ground: &Ground, case: Case) -> Result<Vec<(Case, Sample)>> {
+    ground.whole().await?;
+    let copies = ground.copies().await?;
+    let node = match case {
+        Case::PrimaryRelabelled => busiest(&copies, true)?,
+        Case::StandbyRelabelled => busiest(&copies, false)?,
+        _ => String::new(),
+    };
+    let east: BTreeSet<&str> = NODES
+        .iter()
+        .filter(|n| n.region.name == "us-east")
+        .map(|n| n.name)
+        .collect();
+    let outside: Vec<&Copy> = copies
+        .iter()
+        .filter(|c| {
+            if node.is_empty() {
+                east.contains(c.node.as_str())
+            } else {
+                c.node == node
+            }
+        })
+        .collect();
+    let mut victims = Vec::new();
+    for copy in outside {
+        victims.push((copy, Victim::find(&ground.scope, &copy.name).await?));
+    }
+    let begin = Instant::now();
+    match case {
+        Case::TwoRegionsMatch => region(&ground.harness, "eu-central", "us-east-1").await?,
+        Case::PolicyNarrowed => permit(&ground.harness, &["us-west"]).await?,
+        _ => {
+            ground
+                .label(&node, &json!({ REGION: "eu-central-1" }))
+                .await?;
+        }
+    }
+    let measured = victims
+        .iter()
+        .map(|(copy, victim)| measure(ground, case, copy, victim, begin));
+    let measured = futures::future::try_join_all(measured).await;
+    let alarms = alarms(
+        ground,
+        &victims.iter().map(|(c, _)| c.name.as_str()).collect(),
+        begin,
+    );
+    ground.heal().await?;
+    let mut measured = measured?;
+    if let Some((_, first)) = measured.first_mut() {
+        first.violations.extend(alarms);
+    }
+    ground.whole().await?;
+    Ok(measured)
+}
+
+/// The node with most copies that are primaries, or that aren't.
+fn busiest(copies: &[Copy], primary: bool) -> Result<String> {
+    let on = |node: &str| {
+        copies
+            .iter()
+            .filter(|c| c.node == node && c.primary == primary)
+            .count()
+    };
+    let node = copies.iter().max_by_key(|c| (on(&c.node), c.node.clone()));
+    node.map(|c| c.node.clone()).context("no copies")
+}
+
+async fn measure(
+    ground: &Ground,
+    case: Case,
+    copy: &Copy,
+    victim: &Victim,
+    begin: Instant,
+) -> Result<(Case, Sample)> {
+    let said = format!("{} is on node {}", copy.name, copy.node);
+    let found = ground.history.first(&copy.store, begin, LIMIT, |s| {
+        s.resident.0 == "False" && s.resident.2.contains(&said)
+    });
+    let (found, stopped) = tokio::join!(found, ground.stopped(victim));
+    let seconds = |at: Instant| at.duration_since(begin).as_secs_f64();
+    let (found, fenced) = (found.map(seconds), stopped.map(seconds)?);
+    let mut violations = Vec::new();
+    let found = match found {
+        Ok(found) => found,
+        // It may have been gone before there was anything to say.
+        Err(e) => bail!("{said}: stopped after {fenced:.2} s, and never said: {e:#}"),
+    };
+    if found > GOAL {
+        violations.push(format!("{said}: found after {found:.2} s"));
+    }
+    if fenced > found + GOAL {
+        violations.push(format!(
+            "{said}: stopped {:.2} s after it was found",
+            fenced - found
+        ));
+    }
+    let case = match case {
+        Case::PrimaryRelabelled | Case::StandbyRelabelled if copy.primary => {
+            Case::PrimaryRelabelled
+        }
+        Case::PrimaryRelabelled | Case::StandbyRelabelled => Case::StandbyRelabelled,
+        other => other,
+    };
+    let what = said;
+    Ok((
+        case,
+        Sample {
+            found,
+            fenced,
+            what,
+            violations,
+        },
+    ))
+}
+
+/// Copies that were called outside and weren't.
+fn alarms(ground: &Ground, outside: &BTreeSet<&str>, begin: Instant) -> BTreeSet<String> {
+    let mut alarms = BTreeSet::new();
+    for store in super::ground::STORES {
+        for seen in ground.history.since(store, begin) {
+            for words in seen
+                .resident
+                .2
+                .split("; ")
+                .filter(|_| seen.resident.1 == "Outside")
+            {
+                let name = words.split(' ').next().unwrap_or_default();
+                if words.contains(" is on node ")
+                    && name.starts_with(store)
+                    && !outside.contains(name)
+                {
+                    alarms.insert(format!("false alarm: {words}"));
+                }
+            }
+        }
+    }
+    alarms
+}

@@ -1,0 +1,319 @@
+//! What rights requests cost: accepted per second, from accepted to absent, a batch drained, memory; and beside it what
+//! pgbench gets from the same store for one insert of the same size.
+//!
+//! Owns what is measured and in which order. Whether a person is gone is read in the tables and in Redis; when a
+//! step ended, and in which order, in the ledger. The test bed's cores are shared by everything that is measured, the
+//! clients included.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
+use serde_json::{Value, json};
+
+use super::desk::Gateway;
+use super::people;
+use super::sessions;
+use super::workflow::{ledger, wait_workflow};
+use crate::failover::session::{Connector, Session};
+use crate::failover::store;
+use crate::figures::{Figure, publish};
+use crate::harness::{Harness, POLICY, Scope};
+
+const NAMESPACE: &str = "bench-rights";
+const STORE: &str = "consumers";
+const REGION: &str = "us-west";
+const CLIENT: &str = "app";
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Measurements of a rate, and a twentieth of the requests that are followed one by one.
+    pub runs: usize,
+    /// Requests filed at once.
+    pub batch: usize,
+    /// Seconds of one measurement of a rate.
+    pub seconds: u64,
+    /// Connections that file.
+    pub clients: usize,
+}
+
+/// Measures, prints and writes the figures.
+///
+/// # Errors
+/// If something doesn't come up, or a request is lost or closed without proof: no figure is worth that.
+pub async fn bench(plan: Plan) -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace(NAMESPACE).await?;
+    let measured = measure(&scope, plan).await;
+    let removed = scope.remove().await;
+    publish("rights", &measured?)?;
+    removed
+}
+
+async fn measure(scope: &Scope, plan: Plan) -> Result<Vec<Figure>> {
+    let manifest = scope.manifest(STORE, &[("us-west", 2), ("us-east", 1)], |m| {
+        m["spec"]["durability"] = "Required".into();
+        m["spec"]["storage"]["size"] = "8Gi".into();
+        m["spec"]["postgres"]["parameters"]["shared_buffers"] = "256MB".into();
+    });
+    scope.apply(&manifest).await?;
+    sessions::start(scope, "us-west-2").await?;
+    scope.wait_ready(STORE).await?;
+    scope.client(CLIENT, "us-west-2", STORE).await?;
+    // People who are followed, then people who only file, then the batch.
+    let followed = plan.runs * 20;
+    let last = followed + plan.batch;
+    people::plant(scope, CLIENT, last).await?;
+    scope
+        .apply(&people::workflow(&scope.namespace, STORE, POLICY, REGION))
+        .await?;
+    wait_workflow(scope, STORE, "Ready", "True").await?;
+    let gateway = Gateway::of(scope, STORE).await?;
+
+    let mut figures = Vec::new();
+    figures.extend(absent(scope, &gateway, followed).await?);
+    figures.extend(accept(scope, &gateway, plan).await?);
+    figures.push(pgbench(scope, plan).await?);
+    figures.extend(drain(scope, &gateway, followed, plan.batch).await?);
+    figures.extend(checked(scope).await?);
+    Ok(figures)
+}
+
+/// One request after another on an idle system: from the answer until row and keys are gone.
+async fn absent(scope: &Scope, gateway: &Gateway, count: usize) -> Result<Vec<Figure>> {
+    let target = store::target(scope, STORE).await?;
+    let connector = Connector::new(target)?;
+    let session = primary(&connector).await?;
+    let mut redis = sessions::Connection::open(scope).await?;
+    let mut desk = gateway.desk();
+    let (mut accepted, mut gone) = (Vec::new(), Vec::new());
+    for person in 1..=count {
+        let begin = Instant::now();
+        let key = format!("followed-{person}");
+        desk.file(&key, &people::deletion(person), Duration::from_secs(30))
+            .await?;
+        let filed = Instant::now();
+        accepted.push((filed - begin).as_secs_f64());
+        let sql = format!("SELECT 1 FROM customer WHERE id = {person}");
+        while !session.rows(&sql).await?.is_empty() || redis.exists(person).await? {
+            ensure!(
+                filed.elapsed() < Duration::from_secs(30),
+                "person {person} is still there"
+            );
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        gone.push(filed.elapsed().as_secs_f64());
+    }
+    Ok(vec![
+        Figure::new("accept/latency/idle", "s", &accepted)?,
+        Figure::new("absent/latency", "s", &gone)?,
+    ])
+}
+
+async fn primary(connector: &Connector) -> Result<Session> {
+    for host in &connector.target().hosts {
+        if let Ok((session, identity)) = connector.open(host, Duration::from_secs(2)).await
+            && identity.writable().is_some()
+        {
+            return Ok(session);
+        }
+    }
+    anyhow::bail!("no instance takes writes")
+}
+
+/// Many clients that file one request after another, as fast as they are answered. They concern nobody whose data is
+/// there: only what accepting costs is measured, beside the workers that carry them out.
+async fn accept(scope: &Scope, gateway: &Gateway, plan: Plan) -> Result<Vec<Figure>> {
+    let (mut rates, mut latencies) = (Vec::new(), Vec::new());
+    for run in 0..plan.runs {
+        let limit = Duration::from_secs(plan.seconds);
+        let begin = Instant::now();
+        let clients = (0..plan.clients).map(|client| async move {
+            let mut desk = gateway.desk();
+            let mut took = Vec::new();
+            let mut number = 0usize;
+            while begin.elapsed() < limit {
+                let person = 1_000_000_000 + ((run * 1000 + client) << 24) + number;
+                let one = Instant::now();
+                desk.file(
+                    &format!("accept-{person}"),
+                    &people::deletion(person),
+                    Duration::from_secs(30),
+                )
+                .await?;
+                took.push(one.elapsed().as_secs_f64());
+                number += 1;
+            }
+            anyhow::Ok(took)
+        });
+        let all: Vec<f64> = try_join_all(clients).await?.concat();
+        let rate = all.len() as f64 / begin.elapsed().as_secs_f64();
+        println!(
+            "accept run {}: {rate:.0}/s by {} clients",
+            run + 1,
+            plan.clients
+        );
+        rates.push(rate);
+        latencies.extend(all);
+        empty(scope, Duration::from_secs(600)).await?;
+    }
+    let mut sorted = latencies.clone();
+    sorted.sort_by(f64::total_cmp);
+    let p99 = sorted[(sorted.len() * 99).div_ceil(100).clamp(1, sorted.len()) - 1];
+    println!("accept latency p99: {p99:.4} s");
+    Ok(vec![
+        Figure::new("accept/rate", "1/s", &rates)?,
+        Figure::new("accept/latency", "s", &latencies)?,
+        Figure::new("accept/latency/p99", "s", &[p99])?,
+    ])
+}
+
+/// What the same store gives pgbench for one row of about a request's size, with as many clients.
+async fn pgbench(scope: &Scope, plan: Plan) -> Result<Figure> {
+    scope
+        .client_sql(
+            CLIENT,
+            "CREATE TABLE IF NOT EXISTS bench_insert (id bigserial PRIMARY KEY, payload bytea, at timestamptz DEFAULT now())",
+        )
+        .await?;
+    let mut rates = Vec::new();
+    for run in 1..=plan.runs {
+        let script = format!(
+            "echo \"insert into bench_insert (payload) values (decode(repeat(md5(random()::text), 16), 'hex'));\" >/tmp/insert.sql; \
+             exec pgbench -n -f /tmp/insert.sql -c {} -j 2 -T {} \"$URI\"",
+            plan.clients, plan.seconds
+        );
+        let said = scope.exec(CLIENT, &["sh", "-ec", &script]).await?;
+        let rate: f64 = said
+            .lines()
+            .find_map(|l| l.strip_prefix("tps = "))
+            .and_then(|rest| rest.split(' ').next())
+            .with_context(|| format!("pgbench names no rate: {said}"))?
+            .parse()?;
+        println!("pgbench run {run}: {rate:.0}/s by {} clients", plan.clients);
+        rates.push(rate);
+    }
+    Figure::new("pgbench/rate", "1/s", &rates)
+}
+
+/// A batch filed at once, under laws with different clocks: how fast its steps end, and whether earliest deadlines go first.
+async fn drain(
+    scope: &Scope,
+    gateway: &Gateway,
+    after: usize,
+    count: usize,
+) -> Result<Vec<Figure>> {
+    const REGIMES: [&str; 3] = ["us-ca-ccpa", "eu-gdpr", "kr-pipa"];
+    let mark = ledger(scope, STORE, "SELECT now()").await?;
+    let people: Vec<usize> = (after + 1..=after + count).collect();
+    let begin = Instant::now();
+    let mut desk = gateway.desk();
+    for part in people.chunks(1000) {
+        let requests: Vec<Value> = part
+            .iter()
+            .map(|p| {
+                let mut request = people::deletion(*p);
+                request["regimes"] = json!([REGIMES[p % REGIMES.len()]]);
+                json!({ "request": request, "idempotencyKey": format!("batch-{p}") })
+            })
+            .collect();
+        let body = json!({ "requests": requests });
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let answer = desk
+                .exchange("POST", "/v1/requests/bulk", None, Some(&body))
+                .await?;
+            if answer.status < 300 {
+                let refused = answer.body["refused"].as_u64();
+                ensure!(
+                    refused == Some(0),
+                    "of the batch some are refused: {}",
+                    answer.body
+                );
+                break;
+            }
+            ensure!(
+                [429, 503].contains(&answer.status) && Instant::now() < deadline,
+                "the batch was refused: {} {}",
+                answer.status,
+                answer.body
+            );
+            tokio::time::sleep(Duration::from_secs(answer.retry_after.unwrap_or(1))).await;
+        }
+    }
+    let filed = begin.elapsed().as_secs_f64();
+    println!("{count} requests filed in {filed:.1} s");
+    let memory = super::memory::sample()?;
+    empty(scope, Duration::from_secs(1800)).await?;
+    let took = begin.elapsed().as_secs_f64();
+    let left = people::left(scope, CLIENT, after + 1, after + count).await?;
+    ensure!(
+        left == [0, 0, 0],
+        "everything is closed, and of the batch there is still {left:?}"
+    );
+    // Of steps that could have been claimed together, those with the earlier deadline first: in how many of the batch's
+    // neighbours, in the order in which they ended, does a later deadline come before an earlier one by more than a lease?
+    let disorder: f64 = ledger(
+        scope,
+        STORE,
+        &format!(
+            "WITH steps AS (
+               SELECT c.answer_by AS deadline, (s ->> 'finished_at')::timestamptz AS finished_at, s ->> 'target' AS target
+                 FROM ledger.closed c, jsonb_array_elements(c.steps) s WHERE c.filed_at > '{mark}'),
+             ended AS (
+               SELECT deadline, max(deadline) OVER (PARTITION BY target ORDER BY finished_at
+                        RANGE BETWEEN UNBOUNDED PRECEDING AND '5 seconds' PRECEDING) AS before
+                 FROM steps)
+             SELECT coalesce(avg((before > deadline)::int), 0) FROM ended"
+        ),
+    )
+    .await?
+    .parse()?;
+    let rate = (count * 2) as f64 / took;
+    println!("drained in {took:.1} s: {rate:.0} steps/s; out of order: {disorder:.4}");
+    let mut figures = vec![
+        Figure::new("drain/filed", "s", &[filed])?,
+        Figure::new("drain/rate", "steps/s", &[rate])?,
+        Figure::new("drain/out-of-order", "", &[disorder])?,
+    ];
+    for (name, mebibytes) in memory {
+        figures.push(Figure::new(&format!("memory/{name}"), "MiB", &mebibytes)?);
+    }
+    Ok(figures)
+}
+
+/// Waits until nothing is open any more.
+async fn empty(scope: &Scope, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let open = ledger(
+            scope,
+            STORE,
+            "SELECT count(*) FROM (SELECT 1 FROM ledger.request LIMIT 1) o",
+        )
+        .await;
+        match open {
+            Ok(n) if n == "0" => return Ok(()),
+            other => ensure!(
+                Instant::now() < deadline,
+                "requests are still open after {patience:?}: {other:?}"
+            ),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Requests lost and closed without proof, as the ledger has them.
+async fn checked(scope: &Scope) -> Result<Vec<Figure>> {
+    let unproven: f64 = ledger(
+        scope,
+        STORE,
+        "SELECT count(*) FROM ledger.closed c WHERE c.state = 'closed' AND EXISTS (
+            SELECT FROM jsonb_array_elements(c.steps) s WHERE s -> 'outcome' IS NULL OR s -> 'evidence' IS NULL)",
+    )
+    .await?
+    .parse()?;
+    ensure!(unproven == 0.0, "{unproven} requests closed without proof");
+    Ok(vec![Figure::new("unproven", "", &[unproven])?])
+}
