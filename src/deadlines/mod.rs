@@ -1,9 +1,9 @@
 //! Regimes, clocks and calendars: until when a request must be acknowledged and answered.
 //!
-//! - [`rules`]: what a regime is made of
+//! - [`mod@rules`]: what a regime is made of
 //! - [`regimes`]: the regimes, as data, each clock with its citation
 //! - [`calendar`]: business days and holidays by rule
-//! - [`clocks`]: the deadlines of one request, and their extension
+//! - [`mod@clocks`]: the deadlines of one request, and their extension
 //!
 //! Pure: never reads a clock and never does I/O; the time-zone database is part of the program, so every replica
 //! gives the same answer whatever its image holds.

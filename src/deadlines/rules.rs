@@ -1,7 +1,7 @@
 //! What a regime is made of: periods, what may be extended, what may be asked of the person, how far deletion goes.
 //!
 //! Owns the types and the question whether a person may be asked for proof. Never: says what a law is
-//! ([`super::regimes`] does), or counts days ([`super::clocks`] does).
+//! ([`super::regimes`] does), or counts days ([`mod@super::clocks`] does).
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -6,7 +6,7 @@
 //! - `filing`: what a gateway does
 //! - `work`: what a worker and an observer do
 //! - [`wake`]: telling workers that there is something to do
-//! - [`roles`], [`migrate`]: run by the primary's instance manager: roles, database, schema
+//! - [`roles`], [`mod@migrate`]: run by the primary's instance manager: roles, database, schema
 //!
 //! What is decided is decided by functions inside the database, in one transaction, by its clock: `migrations/`. Three
 //! roles call them, each its own and none a table.

@@ -99,7 +99,7 @@ pub fn connections(workflow: &str) -> String {
 }
 
 /// Makes all of that which isn't there. By the superuser, in any database but the ledger's own; then
-/// [`migrate`](super::migrate) in the ledger's.
+/// [`migrate`](super::migrate()) in the ledger's.
 ///
 /// # Errors
 /// PostgreSQL's code.
