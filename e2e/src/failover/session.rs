@@ -252,7 +252,11 @@ impl Session {
     }
 }
 
-fn tls_config(ca: &str) -> Result<tokio_rustls::TlsConnector> {
+/// TLS that trusts this authority (PEM) and no other.
+///
+/// # Errors
+/// If it isn't one.
+pub fn tls_config(ca: &str) -> Result<tokio_rustls::TlsConnector> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
         roots

@@ -4,7 +4,6 @@
 //! trusts a gateway whose certificate isn't of the store's authority.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,11 +15,11 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use kube::Api;
 use kube::api::PostParams;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
+use crate::failover::session::tls_config;
 use crate::harness::Scope;
 
 /// The longest that one exchange may take.
@@ -31,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub struct Gateway {
     address: SocketAddr,
     name: ServerName<'static>,
-    tls: Arc<rustls::ClientConfig>,
+    tls: tokio_rustls::TlsConnector,
     token: String,
 }
 
@@ -100,20 +99,10 @@ impl Gateway {
             .data
             .and_then(|mut d| d.remove("ca.crt"))
             .context("no authority of the gateway's certificate")?;
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
-            roots.add(certificate?)?;
-        }
-        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
-            rustls::crypto::ring::default_provider(),
-        ))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
         Ok(Self {
             address: (ip, 8443).into(),
             name: ServerName::try_from(format!("{service}.{namespace}.svc"))?,
-            tls: Arc::new(tls),
+            tls: tls_config(&ca)?,
             token: token.status.and_then(|s| s.token).context("no token")?,
         })
     }
@@ -139,8 +128,7 @@ impl Gateway {
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
-        let connector = tokio_rustls::TlsConnector::from(self.tls.clone());
-        let stream = connector.connect(self.name.clone(), stream).await?;
+        let stream = self.tls.connect(self.name.clone(), stream).await?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         // Its end shows as an error of the next request.
         tokio::spawn(connection);
