@@ -158,7 +158,7 @@ impl Address {
         Ok(Self {
             config,
             hosts: hosts.collect(),
-            tls: Some(MakeRustlsConnect::new(client)),
+            tls: Some(connector(client)),
         })
     }
 
@@ -204,7 +204,7 @@ impl Address {
             config.ssl_mode(SslMode::Require);
             let client = client_config(ca, None)
                 .map_err(|what| Trouble::Setup(format!("the database's authority: {what}")))?;
-            Some(MakeRustlsConnect::new(client))
+            Some(connector(client))
         };
         Ok(Self { config, hosts, tls })
     }
@@ -412,7 +412,7 @@ fn places(config: &Config) -> Result<Vec<Place>, &'static str> {
 }
 
 /// The process' TLS: certificates are checked against `ca` (PEM), or the public authorities, and in the host's name.
-fn client_config(
+pub(super) fn client_config(
     ca: Option<&[u8]>,
     identity: Option<(&[u8], &[u8])>,
 ) -> Result<ClientConfig, String> {
@@ -436,7 +436,7 @@ fn client_config(
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
         .with_root_certificates(roots);
-    let mut config = match identity {
+    Ok(match identity {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => {
             let chain = CertificateDer::pem_slice_iter(cert)
@@ -447,10 +447,13 @@ fn client_config(
                 .with_client_auth_cert(chain, key)
                 .map_err(|_| "tls.crt and tls.key don't belong together")?
         }
-    };
+    })
+}
+
+fn connector(mut config: ClientConfig) -> MakeRustlsConnect {
     // What PostgreSQL 17 and later asks of who begins with TLS at once; others ignore it.
     config.alpn_protocols = vec![b"postgresql".to_vec()];
-    Ok(config)
+    MakeRustlsConnect::new(config)
 }
 
 #[cfg(test)]

@@ -12,8 +12,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::{AsyncMessage, Client};
@@ -22,6 +20,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::error::{CONNECTION, LedgerError};
 use crate::instance::tls::Certificate;
 use crate::rights::config::Database;
+use crate::rights::postgres::client_config;
 
 /// How long one attempt may take, TLS and authentication included.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -182,19 +181,9 @@ impl Route {
                     self.tls.display()
                 )
             })?;
-        let mut roots = rustls::RootCertStore::empty();
-        for root in CertificateDer::pem_slice_iter(certificate.ca()) {
-            roots.add(root.context("ca.crt")?).context("ca.crt")?;
-        }
-        let chain = CertificateDer::pem_slice_iter(certificate.cert())
-            .collect::<Result<Vec<_>, _>>()
-            .context("tls.crt")?;
-        let key = PrivateKeyDer::from_pem_slice(certificate.key()).context("tls.key")?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?;
+        let pair = (certificate.cert(), certificate.key());
+        let mut config =
+            client_config(Some(certificate.ca()), Some(pair)).map_err(anyhow::Error::msg)?;
         // A resumed session would go on with a certificate that was good once.
         config.resumption = rustls::client::Resumption::disabled();
         Ok(MakeRustlsConnect::new(config))
