@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 use super::metrics::Metrics;
 use super::status::Status;
+use crate::telemetry;
 
 /// The manager's loop counts as stuck if its last turn is older than this. A turn's own waits are bounded well
 /// below it.
@@ -94,8 +95,7 @@ async fn startupz(view: State<View>) -> Response {
 }
 
 async fn metrics(State(view): State<View>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], view.metrics.text()).into_response()
+    telemetry::metrics(view.metrics.text())
 }
 
 async fn status(State(view): State<View>) -> Response {

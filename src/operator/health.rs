@@ -4,8 +4,8 @@
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::get;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -68,8 +68,6 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(health): State<Health>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let text = health.metrics.text(jiff::Timestamp::now());
-    ([(header::CONTENT_TYPE, kind)], text)
+async fn metrics(State(health): State<Health>) -> Response {
+    crate::telemetry::metrics(health.metrics.text(jiff::Timestamp::now()))
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::metrics::Metrics;
 use super::serve::Phase;
 use super::wire::Tally;
+use crate::telemetry;
 
 /// What the paths need.
 #[derive(Clone)]
@@ -66,8 +67,7 @@ async fn counts(State(view): State<View>) -> Response {
 }
 
 async fn metrics(State(view): State<View>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], view.metrics.text()).into_response()
+    telemetry::metrics(view.metrics.text())
 }
 
 #[cfg(test)]

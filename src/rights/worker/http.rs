@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio::sync::watch;
 
 use super::clock::Moment;
 use super::metrics::Metrics;
+use crate::telemetry;
 
 /// The worker's loop turns at least every few seconds, whatever targets and ledger do.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
@@ -71,8 +72,7 @@ async fn readyz(State(view): State<View>) -> Response {
 }
 
 async fn metrics(State(view): State<View>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], view.metrics.text()).into_response()
+    telemetry::metrics(view.metrics.text())
 }
 
 #[cfg(test)]
