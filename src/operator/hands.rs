@@ -4,7 +4,7 @@
 //! proof that an object of a needed name is ours before it is touched.
 //! Never decides, never deletes without a uid, and never takes over an object that is somebody else's.
 
-use k8s_openapi::api::core::v1::{ObjectReference, Secret};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
@@ -20,6 +20,9 @@ use crate::api::{labels, names};
 
 /// What events say was done.
 pub const ACTION: &str = "Reconcile";
+/// How many seconds a pod that runs outside has to end by itself. Its own grace is made for those who are inside and have
+/// something to hand over; a process that hangs would run outside for all of it.
+const FENCE_GRACE: u32 = 2;
 /// Who events are from.
 pub const REPORTER: &str = "domicile.dev/operator";
 
@@ -265,6 +268,16 @@ impl Hands<'_> {
         delete(&self.api(resource), name, uid).await
     }
 
+    /// Ends exactly this pod, which has [`FENCE_GRACE`] for it, whatever it asks for itself and whenever its end began;
+    /// one that is gone, or another in its place, is no failure.
+    ///
+    /// # Errors
+    /// As the API server's.
+    pub async fn fence(&self, name: &str, uid: &str) -> anyhow::Result<()> {
+        let pods = self.api(&ApiResource::erase::<Pod>(&()));
+        end(&pods, name, uid, Some(FENCE_GRACE)).await
+    }
+
     /// Makes or replaces a Secret of this one's; never one of somebody else. `metadata` without a version.
     ///
     /// # Errors
@@ -330,12 +343,33 @@ impl Hands<'_> {
 /// # Errors
 /// As the API server's.
 pub async fn delete(api: &Api<DynamicObject>, name: &str, uid: &str) -> anyhow::Result<()> {
+    end(api, name, uid, None).await
+}
+
+/// Whether the end of a pod, if it has begun, may take longer than one that is fenced has.
+#[must_use]
+pub fn lingers(pod: &Pod) -> bool {
+    let ending = pod.metadata.deletion_timestamp.is_some();
+    !ending
+        || pod
+            .metadata
+            .deletion_grace_period_seconds
+            .is_none_or(|s| s > i64::from(FENCE_GRACE))
+}
+
+async fn end(
+    api: &Api<DynamicObject>,
+    name: &str,
+    uid: &str,
+    grace: Option<u32>,
+) -> anyhow::Result<()> {
     let preconditions = Preconditions {
         uid: Some(uid.to_owned()),
         resource_version: None,
     };
     let params = DeleteParams {
         preconditions: Some(preconditions),
+        grace_period_seconds: grace,
         ..DeleteParams::default()
     };
     match bounded("delete", api.delete(name, &params)).await {

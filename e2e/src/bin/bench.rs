@@ -101,6 +101,9 @@ enum Bench {
         /// How many clients file.
         #[arg(long, default_value_t = 32)]
         clients: usize,
+        /// Requests a second from which traffic quadruples.
+        #[arg(long, default_value_t = 50.0)]
+        surge: f64,
     },
     /// Failover under Patroni with etcd. Needs no test bed, and that none is there.
     FailoverPatroni {
@@ -187,12 +190,14 @@ async fn execute(bench: Bench) -> Result<()> {
             batch,
             seconds,
             clients,
+            surge,
         } => {
             let plan = e2e::rights::bench::Plan {
                 runs,
                 batch,
                 seconds,
                 clients,
+                surge,
             };
             Box::pin(e2e::rights::bench::bench(plan)).await
         }

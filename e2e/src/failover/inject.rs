@@ -82,6 +82,13 @@ impl Victim {
         Ok(super::process::of_process(self.postmaster()?.pid))
     }
 
+    /// Whether any process of a program runs in it, as the machine's list of processes has it.
+    #[must_use]
+    pub fn runs(&self, program: &str) -> bool {
+        let all = self.processes();
+        all.is_ok_and(|all| all.iter().any(|p| p.name == program))
+    }
+
     /// Whether PostgreSQL runs in it, as the machine's list of processes has it.
     #[must_use]
     pub fn serves(&self) -> bool {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::case::Case;
 use super::ground::{Ground, STORES};
 use super::sample::{self, FOLDER, Failover, Sample};
-use super::{drift, failovers, refused, stranger, volume};
+use super::{drift, failovers, refused, stranger, volume, worker};
 use crate::figures::{Figure, merge};
 use crate::harness::Harness;
 
@@ -80,6 +80,10 @@ async fn measure(ground: &Ground, plan: &Plan, folder: &Path) -> Result<Vec<Stri
     let mut failures = Vec::new();
     let mut in_a_row = 0;
     for case in &plan.cases {
+        let workflow = *case == Case::WorkerRelabelled && count(folder, *case)? < plan.runs;
+        if workflow {
+            worker::begin(ground).await?;
+        }
         while count(folder, *case)? < plan.runs && in_a_row < PATIENCE {
             let number = count(folder, *case)?;
             match Box::pin(once(ground, *case, number)).await {
@@ -103,6 +107,9 @@ async fn measure(ground: &Ground, plan: &Plan, folder: &Path) -> Result<Vec<Stri
             }
         }
         in_a_row = 0;
+        if workflow {
+            worker::end(ground).await?;
+        }
     }
     loop {
         let kept = sample::kept::<Failover>(folder, FAILOVERS)?;
@@ -141,11 +148,16 @@ async fn once(ground: &Ground, case: Case, number: usize) -> Result<Vec<(Case, S
     match case {
         Case::PrimaryRelabelled
         | Case::StandbyRelabelled
+        | Case::HungRelabelled
         | Case::TwoRegionsMatch
         | Case::PolicyNarrowed => drift::run(ground, case).await,
         Case::VolumeElsewhere => {
             let each = STORES.map(|store| volume::run(ground, store));
             let all = futures::future::try_join_all(each).await?;
+            Ok(all.into_iter().map(|s| (case, s)).collect())
+        }
+        Case::WorkerRelabelled => {
+            let all = worker::run(ground, number).await?;
             Ok(all.into_iter().map(|s| (case, s)).collect())
         }
         Case::StolenCertificate => {

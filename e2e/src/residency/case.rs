@@ -9,6 +9,10 @@ pub enum Case {
     PrimaryRelabelled,
     /// The node under a standby does.
     StandbyRelabelled,
+    /// The node under a standby does, and the standby hangs.
+    HungRelabelled,
+    /// The node under a worker, and whatever else of its workflow is there, does.
+    WorkerRelabelled,
     /// A Region is edited so that two claim the same nodes.
     TwoRegionsMatch,
     /// The policy permits less than before, while in use.
@@ -31,7 +35,7 @@ pub enum Case {
 
 impl Case {
     /// All.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::KubeletRegisters,
         Self::KubeletClaims,
         Self::BoundByHand,
@@ -42,7 +46,9 @@ impl Case {
         Self::PolicyNarrowed,
         Self::PrimaryRelabelled,
         Self::StandbyRelabelled,
+        Self::HungRelabelled,
         Self::VolumeElsewhere,
+        Self::WorkerRelabelled,
     ];
 
     /// It is refused, so that nothing is there to be found.
@@ -64,6 +70,8 @@ impl Case {
         match self {
             Self::PrimaryRelabelled => "primary-relabelled",
             Self::StandbyRelabelled => "standby-relabelled",
+            Self::HungRelabelled => "hung-relabelled",
+            Self::WorkerRelabelled => "worker-relabelled",
             Self::TwoRegionsMatch => "two-regions-match",
             Self::PolicyNarrowed => "policy-narrowed",
             Self::VolumeElsewhere => "volume-elsewhere",

@@ -127,13 +127,13 @@ impl Ground {
         label(&self.harness, node, labels).await
     }
 
-    /// When nothing of PostgreSQL ran any more in a copy's pod.
+    /// When nothing of a program ran any more in a pod.
     ///
     /// # Errors
     /// If it goes on.
-    pub async fn stopped(&self, victim: &Victim) -> Result<Instant> {
+    pub async fn stopped(&self, victim: &Victim, program: &str) -> Result<Instant> {
         let begin = Instant::now();
-        while victim.serves() {
+        while victim.runs(program) {
             ensure!(
                 begin.elapsed() < LIMIT,
                 "{} runs after {LIMIT:?}",
@@ -174,6 +174,8 @@ pub async fn permit(harness: &Harness, regions: &[&str]) -> Result<()> {
         "spec": { "basis": "Policy", "citation": "Bench", "permits": [
             { "data": "Primary", "regions": regions },
             { "data": "Standby", "regions": regions },
+            { "data": "Gateway", "regions": regions },
+            { "data": "Worker", "regions": regions },
         ] },
     });
     harness.bed.apply(&policy.to_string()).await.map(drop)

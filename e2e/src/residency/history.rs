@@ -1,4 +1,4 @@
-//! What stores and pods said and when it was seen, from two watches.
+//! What stores, workflows and pods said and when it was seen, from three watches.
 //!
 //! Owns the times. Keeps everything that was seen, so that a question can be about the past as well.
 
@@ -15,8 +15,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::harness::{Scope, condition};
+use crate::rights::workflow::workflows;
 
-/// A store, as it was seen.
+/// A store or a workflow, as it was seen.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// When.
@@ -82,18 +83,20 @@ impl History {
     #[must_use]
     pub fn begin(scope: &Scope) -> Self {
         let (log, receiver) = watch::channel(Log::default());
-        let (stores, pods): (_, Api<Pod>) = (scope.stores(), scope.api());
-        let seen = log.clone();
-        let stores = tokio::spawn(async move {
-            let events = watcher(stores, watcher::Config::default()).default_backoff();
-            let mut events = std::pin::pin!(events.applied_objects());
-            loop {
-                match events.try_next().await {
-                    Ok(Some(store)) => seen.send_modify(|l| l.stores.push(Seen::of(&store))),
-                    Ok(None) => return,
-                    Err(_) => {}
+        let pods: Api<Pod> = scope.api();
+        let told = [scope.stores(), workflows(scope)].map(|api| {
+            let seen = log.clone();
+            tokio::spawn(async move {
+                let events = watcher(api, watcher::Config::default()).default_backoff();
+                let mut events = std::pin::pin!(events.applied_objects());
+                loop {
+                    match events.try_next().await {
+                        Ok(Some(object)) => seen.send_modify(|l| l.stores.push(Seen::of(&object))),
+                        Ok(None) => return,
+                        Err(_) => {}
+                    }
                 }
-            }
+            })
         });
         let pods = tokio::spawn(async move {
             let events = watcher(pods, watcher::Config::default()).default_backoff();
@@ -112,7 +115,7 @@ impl History {
         });
         Self {
             log: receiver,
-            tasks: vec![stores, pods],
+            tasks: told.into_iter().chain([pods]).collect(),
         }
     }
 

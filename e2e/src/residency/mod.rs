@@ -21,3 +21,4 @@ pub mod refused;
 pub mod sample;
 pub mod stranger;
 pub mod volume;
+pub mod worker;

@@ -23,6 +23,27 @@ pub struct Sample {
     pub violations: Vec<String>,
 }
 
+impl Sample {
+    /// Of what was found and fenced after so many seconds; each may take `goal` seconds.
+    #[must_use]
+    pub fn judged(found: f64, fenced: f64, what: String, goal: f64) -> Self {
+        let mut violations = Vec::new();
+        if found > goal {
+            violations.push(format!("{what}: found after {found:.2} s"));
+        }
+        if fenced > found + goal {
+            let late = fenced - found;
+            violations.push(format!("{what}: stopped {late:.2} s after it was found"));
+        }
+        Self {
+            found,
+            fenced,
+            what,
+            violations,
+        }
+    }
+}
+
 /// Of one store whose primary was killed while labels were wrong.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Failover {

@@ -9,16 +9,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
 use serde_json::{Value, json};
 
 use super::desk::Gateway;
 use super::people;
 use super::sessions;
+use super::surge::{self, Load, Surge};
 use super::workflow::{ledger, wait_workflow};
 use crate::failover::session::{Connector, Session};
 use crate::failover::store;
 use crate::figures::{Figure, publish};
-use crate::harness::{Harness, POLICY, Scope};
+use crate::harness::{Harness, PATIENCE, POLICY, Scope};
 
 const NAMESPACE: &str = "bench-rights";
 const STORE: &str = "consumers";
@@ -36,6 +39,8 @@ pub struct Plan {
     pub seconds: u64,
     /// Connections that file.
     pub clients: usize,
+    /// Requests a second from which traffic quadruples.
+    pub surge: f64,
 }
 
 /// Measures, prints and writes the figures.
@@ -65,19 +70,68 @@ async fn measure(scope: &Scope, plan: Plan) -> Result<Vec<Figure>> {
     let followed = plan.runs * 20;
     let last = followed + plan.batch;
     people::plant(scope, CLIENT, last).await?;
-    scope
-        .apply(&people::workflow(&scope.namespace, STORE, POLICY, REGION))
-        .await?;
-    wait_workflow(scope, STORE, "Ready", "True").await?;
+    workers(scope, 1).await?;
     let gateway = Gateway::of(scope, STORE).await?;
 
     let mut figures = Vec::new();
     figures.extend(absent(scope, &gateway, followed).await?);
-    figures.extend(accept(scope, &gateway, plan).await?);
+    workers(scope, 0).await?;
+    figures.extend(accept(&gateway, plan).await?);
     figures.push(pgbench(scope, plan).await?);
+    workers(scope, 1).await?;
+    empty(scope, Duration::from_secs(600)).await?;
+    figures.extend(surge(scope, &gateway, plan).await?);
     figures.extend(drain(scope, &gateway, followed, plan.batch).await?);
     figures.extend(checked(scope).await?);
     Ok(figures)
+}
+
+/// The workflow, with so many workers. Keys are named in full, as the documentation advises those who have many: a
+/// pattern is looked for among all keys there are.
+async fn workers(scope: &Scope, count: usize) -> Result<()> {
+    let mut workflow = people::workflow(&scope.namespace, STORE, POLICY, REGION);
+    workflow["spec"]["targets"][1]["redis"]["keys"] =
+        json!(["session:{customerId}:web", "session:{customerId}:app"]);
+    workflow["spec"]["workers"]["pools"][0]["min"] = json!(count);
+    scope.apply(&workflow).await?;
+    wait_workflow(scope, STORE, "Ready", "True").await?;
+    let ours = ListParams::default().labels(&format!(
+        "domicile.dev/workflow={STORE},app.kubernetes.io/component=worker"
+    ));
+    let deadline = Instant::now() + PATIENCE;
+    while scope.api::<Pod>().list(&ours).await?.items.len() != count {
+        ensure!(Instant::now() < deadline, "there aren't {count} workers");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// Four times the traffic within a minute, and the primary's pod killed in the middle of it.
+async fn surge(scope: &Scope, gateway: &Gateway, plan: Plan) -> Result<Vec<Figure>> {
+    let load = Load::quadrupled(plan.surge);
+    let outcome =
+        surge::with_failover(scope, STORE, gateway, load, "surge", |n| 2_000_000_000 + n).await?;
+    let Surge {
+        normal,
+        worst,
+        back,
+        later,
+        ..
+    } = outcome.surge;
+    println!(
+        "surge from {:.0} to {:.0}/s with a killed primary: p99 {normal:.4} s before, at worst {worst:.4} s, back after {back:?} s; told to come again: {later} of {}",
+        load.rates.0,
+        load.rates.1,
+        outcome.shots.len()
+    );
+    let back = back.context("accepting never came back to normal")?;
+    empty(scope, Duration::from_secs(600)).await?;
+    Ok(vec![
+        Figure::new("surge/p99/before", "s", &[normal])?,
+        Figure::new("surge/p99/worst", "s", &[worst])?,
+        Figure::new("surge/back", "s", &[back])?,
+        Figure::new("surge/told-to-come-again", "requests", &[later as f64])?,
+    ])
 }
 
 /// One request after another on an idle system: from the answer until row and keys are gone.
@@ -123,8 +177,8 @@ async fn primary(connector: &Connector) -> Result<Session> {
 }
 
 /// Many clients that file one request after another, as fast as they are answered. They concern nobody whose data is
-/// there: only what accepting costs is measured, beside the workers that carry them out.
-async fn accept(scope: &Scope, gateway: &Gateway, plan: Plan) -> Result<Vec<Figure>> {
+/// there, and no worker runs: only what accepting costs is measured.
+async fn accept(gateway: &Gateway, plan: Plan) -> Result<Vec<Figure>> {
     let (mut rates, mut latencies) = (Vec::new(), Vec::new());
     for run in 0..plan.runs {
         let limit = Duration::from_secs(plan.seconds);
@@ -156,7 +210,6 @@ async fn accept(scope: &Scope, gateway: &Gateway, plan: Plan) -> Result<Vec<Figu
         );
         rates.push(rate);
         latencies.extend(all);
-        empty(scope, Duration::from_secs(600)).await?;
     }
     let mut sorted = latencies.clone();
     sorted.sort_by(f64::total_cmp);
@@ -205,6 +258,7 @@ async fn drain(
     count: usize,
 ) -> Result<Vec<Figure>> {
     const REGIMES: [&str; 3] = ["us-ca-ccpa", "eu-gdpr", "kr-pipa"];
+    workers(scope, 0).await?;
     let mark = ledger(scope, STORE, "SELECT now()").await?;
     let people: Vec<usize> = (after + 1..=after + count).collect();
     let begin = Instant::now();
@@ -243,10 +297,16 @@ async fn drain(
         }
     }
     let filed = begin.elapsed().as_secs_f64();
-    println!("{count} requests filed in {filed:.1} s");
-    let memory = super::memory::sample()?;
+    println!(
+        "{count} requests filed in {filed:.1} s: {:.0}/s",
+        count as f64 / filed
+    );
+    // All of it is there before the first is claimed, so that the order in which they go is the queue's own.
+    let begin = Instant::now();
+    workers(scope, 1).await?;
     empty(scope, Duration::from_secs(1800)).await?;
     let took = begin.elapsed().as_secs_f64();
+    let memory = super::memory::sample()?;
     let left = people::left(scope, CLIENT, after + 1, after + count).await?;
     ensure!(
         left == [0, 0, 0],
@@ -273,7 +333,7 @@ async fn drain(
     let rate = (count * 2) as f64 / took;
     println!("drained in {took:.1} s: {rate:.0} steps/s; out of order: {disorder:.4}");
     let mut figures = vec![
-        Figure::new("drain/filed", "s", &[filed])?,
+        Figure::new("accept/bulk/rate", "1/s", &[count as f64 / filed])?,
         Figure::new("drain/rate", "steps/s", &[rate])?,
         Figure::new("drain/out-of-order", "", &[disorder])?,
     ];

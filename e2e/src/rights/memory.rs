@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-/// Resident MiB of every running gateway and worker.
+/// The most MiB that each running gateway and worker ever had resident.
 ///
 /// # Errors
 /// If the processes can't be listed.
@@ -33,7 +33,7 @@ pub fn sample() -> Result<BTreeMap<&'static str, Vec<f64>>> {
         }
         let resident = status
             .lines()
-            .find_map(|l| l.strip_prefix("VmRSS:"))
+            .find_map(|l| l.strip_prefix("VmHWM:"))
             .and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
         if let Some(kibibytes) = resident {
             found.entry(name).or_default().push(kibibytes / 1024.0);

@@ -7,4 +7,5 @@ pub mod desk;
 pub mod memory;
 pub mod people;
 pub mod sessions;
+pub mod surge;
 pub mod workflow;

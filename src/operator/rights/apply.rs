@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
@@ -100,12 +100,12 @@ impl Writer<'_> {
             Step::Update(kind, object) => hands.update(&kind.resource(), object).await,
             Step::Delete { object, name, uid } => {
                 let resource = match object {
-                    Object::Pod => ApiResource::erase::<Pod>(&()),
                     Object::Secret => ApiResource::erase::<Secret>(&()),
                     Object::Child(kind) => kind.resource(),
                 };
                 hands.delete(&resource, name, uid).await
             }
+            Step::Fence { name, uid } => hands.fence(name, uid).await,
             Step::BindGateway => self.bind().await,
             Step::UnbindGateway { uid } => {
                 let resource = ApiResource::erase::<ClusterRoleBinding>(&());

@@ -25,6 +25,7 @@ use crate::api::conditions::reasons;
 use crate::api::labels;
 use crate::api::names::rights::{self as names, Role};
 use crate::api::residency_policy::Data;
+use crate::operator::hands::lingers;
 use crate::operator::law::Problem;
 use crate::operator::objects;
 use crate::operator::store::build::Settings;
@@ -286,13 +287,12 @@ fn evict(observed: &Observed, lawful: &Lawful<'_>, state: &mut State, steps: &mu
             Verdict::Unknown(words) => state.unsure.push(format!("{name} is bound to {words}")),
             Verdict::Outside(words) => {
                 state.outside.push(format!("{name} is on {words}"));
-                if pod.metadata.deletion_timestamp.is_none() {
+                if lingers(pod) {
                     steps.push(Step::Tell {
                         reason: reasons::FENCED,
                         note: format!("{name} is stopped: it is on {words}"),
                     });
-                    steps.push(Step::Delete {
-                        object: Object::Pod,
+                    steps.push(Step::Fence {
                         name,
                         uid: pod.uid().unwrap_or_default(),
                     });

@@ -72,6 +72,13 @@ pub enum Step {
         /// Its uid.
         uid: String,
     },
+    /// Stop exactly this pod, not a namesake, which runs outside: it has seconds to end by itself.
+    Fence {
+        /// Its name.
+        name: String,
+        /// Its uid.
+        uid: String,
+    },
     /// Let the gateway ask whose a token is, and what its bearer may do.
     BindGateway,
     /// Take that right back.
@@ -106,8 +113,6 @@ pub struct Certificate {
 /// The kind of object that a step deletes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Object {
-    /// A pod.
-    Pod,
     /// A Secret.
     Secret,
     /// One of [`ChildKind`].
@@ -142,6 +147,7 @@ impl fmt::Display for Step {
             ),
             Self::Update(kind, object) => write!(f, "update {kind:?} {}", object.name_any()),
             Self::Delete { object, name, .. } => write!(f, "delete {object:?} {name}"),
+            Self::Fence { name, .. } => write!(f, "fence {name}"),
             Self::BindGateway => write!(f, "bind the gateway"),
             Self::UnbindGateway { .. } => write!(f, "unbind the gateway"),
             Self::Tell { reason, note } => write!(f, "tell {reason}: {note}"),

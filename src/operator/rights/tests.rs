@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::backlog::{Reading, Tally};
 use super::kinds::ChildKind;
-use super::step::{Object, Step};
+use super::step::Step;
 use super::{keys, report};
 use crate::api::conditions::{self, reasons};
 use crate::api::labels;
@@ -251,7 +251,7 @@ fn what_becomes_unlawful_is_stopped_and_the_rest_runs_on() {
     assert!(
         steps
             .iter()
-            .any(|s| s.starts_with("delete Pod consumers-rights-worker-us-east"))
+            .any(|s| s.starts_with("fence consumers-rights-worker-us-east"))
     );
     world.settle();
     let workers: Vec<String> = world.pods().into_iter().map(|(name, _)| name).collect();
@@ -282,15 +282,7 @@ fn a_node_that_leaves_its_region_is_left() {
         }
     }
     let words: Vec<Step> = world.plan().steps;
-    let stopped = words.iter().filter(|s| {
-        matches!(
-            s,
-            Step::Delete {
-                object: Object::Pod,
-                ..
-            }
-        )
-    });
+    let stopped = words.iter().filter(|s| matches!(s, Step::Fence { .. }));
     assert!(stopped.count() >= 2);
     let plan = world.plan();
     world.say(&plan);

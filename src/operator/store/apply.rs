@@ -100,6 +100,7 @@ impl Writer<'_> {
             Step::Delete { object, name, uid } => {
                 self.hands.delete(&Self::resource(*object), name, uid).await
             }
+            Step::Fence { name, uid } => self.hands.fence(name, uid).await,
             Step::MarkPrimaryVolume { name, uid, term } => {
                 self.mark_primary_volume(name, uid, *term).await
             }

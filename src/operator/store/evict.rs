@@ -14,7 +14,7 @@ use kube::ResourceExt;
 
 use super::assess::{desired, pod_ready};
 use super::leader::Leader;
-use super::lifecycle::{counted, delete_pod, ending, entry, ours};
+use super::lifecycle::{counted, ending, entry, ours};
 use super::observe::Observed;
 use super::plan::Instance;
 use super::step::{Object, Step};
@@ -23,6 +23,7 @@ use crate::api::conditions::{self, reasons};
 use crate::api::privacy_data_store::InstanceRole;
 use crate::api::residency_policy::{Data, OnViolation};
 use crate::api::{labels, names};
+use crate::operator::hands::lingers;
 use crate::operator::metrics::Residence;
 use crate::residency::violations::{Finder, Verdict};
 
@@ -191,7 +192,7 @@ impl Outside {
             let Some(words) = self.running.get(&name) else {
                 continue;
             };
-            if pod.metadata.deletion_timestamp.is_some() {
+            if !lingers(pod) {
                 continue;
             }
             let claim = observed.claims.iter().find(|c| c.name_any() == name);
@@ -217,7 +218,10 @@ impl Outside {
                 warning: true,
                 note: format!("{name} is stopped: {words}"),
             });
-            steps.push(delete_pod(pod));
+            steps.push(Step::Fence {
+                uid: pod.uid().unwrap_or_default(),
+                name,
+            });
         }
         waits
     }

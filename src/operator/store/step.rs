@@ -92,6 +92,13 @@ pub enum Step {
         /// The zone.
         zone: String,
     },
+    /// Stop exactly this pod, not a namesake, which runs outside: it has seconds to end by itself.
+    Fence {
+        /// Its name.
+        name: String,
+        /// Its uid.
+        uid: String,
+    },
     /// Tell something as an event.
     Tell {
         /// One word.
@@ -160,6 +167,7 @@ impl fmt::Display for Step {
             }
             Self::Update(kind, object) => write!(f, "update {kind:?} {}", object.name_any()),
             Self::Delete { object, name, .. } => write!(f, "delete {object:?} {name}"),
+            Self::Fence { name, .. } => write!(f, "fence {name}"),
             Self::MarkPrimaryVolume { name, term, .. } => {
                 write!(f, "mark volume {name} as the primary's of term {term}")
             }

@@ -290,10 +290,13 @@ impl World {
                     found.data["spec"]["replicas"] = replicas;
                 }
             }
+            Step::Fence { name, uid } => {
+                assert!(!uid.is_empty(), "what is fenced carries the uid");
+                self.seen.pods.retain(|p| p.name_any() != name);
+            }
             Step::Delete { object, name, uid } => {
                 assert!(!uid.is_empty(), "a delete carries the uid");
                 match object {
-                    Object::Pod => self.seen.pods.retain(|p| p.name_any() != name),
                     Object::Secret => {
                         assert_ne!(name, keys_secret, "keys are never deleted");
                         self.seen.secrets.remove(&name);

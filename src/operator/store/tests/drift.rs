@@ -251,6 +251,38 @@ fn fence_and_erase_erases_once_another_copy_is_durable() {
     assert_eq!(world.condition(conditions::READY).0, "True");
 }
 
+/// Kubernetes lets an end that has begun be shortened, and a kubelet that is told so kills what is left then.
+#[test]
+fn an_end_that_has_begun_is_shortened_once_if_the_pod_is_outside() {
+    let mut world = spread();
+    let mut ending = world.seen.pods.remove(0);
+    let name = ending.name_any();
+    ending.metadata.deletion_timestamp =
+        Some(serde_json::from_value("2026-01-01T00:00:00Z".into()).unwrap());
+    ending.metadata.deletion_grace_period_seconds = Some(75);
+    let node = ending.spec.as_ref().unwrap().node_name.clone().unwrap();
+    world.seen.pods.insert(0, ending);
+    let fenced = |world: &World| {
+        let steps = world.plan().steps;
+        steps
+            .iter()
+            .any(|s| matches!(s, Step::Fence { name: n, .. } if *n == name))
+    };
+    assert!(!fenced(&world), "inside, it has all its grace");
+    relabel(&mut world, &node, "eu-central");
+    pass(&mut world);
+    wait(&mut world, GRACE);
+    assert!(fenced(&world));
+    let pod = world
+        .seen
+        .pods
+        .iter_mut()
+        .find(|p| p.name_any() == name)
+        .unwrap();
+    pod.metadata.deletion_grace_period_seconds = Some(2);
+    assert!(!fenced(&world), "again");
+}
+
 #[test]
 fn a_policy_narrowed_while_in_use_stops_what_it_forbids_and_nothing_else() {
     let mut world = spread();

@@ -32,6 +32,7 @@ fn at(world: &World, now: Timestamp) -> Plan {
 fn deleted(plan: &Plan) -> Vec<String> {
     let name = |s: &Step| match s {
         Step::Delete { object, name, .. } => Some(format!("{object:?} {name}")),
+        Step::Fence { name, .. } => Some(format!("{:?} {name}", Object::Pod)),
         _ => None,
     };
     plan.steps.iter().filter_map(name).collect()
@@ -447,6 +448,9 @@ proptest! {
                 };
                 let mut down = 0;
                 for step in &plan.steps {
+                    if let Step::Fence { name, .. } = step {
+                        down += usize::from(ready(name) && !leaving(name));
+                    }
                     if let Step::Delete { object, name, .. } = step {
                         if *object == Object::Claim {
                             prop_assert!(*name != old, "the primary's volume");

@@ -255,6 +255,7 @@ impl World {
                     .insert((kind, object.name_any()), *object);
             }
             Step::Delete { object, name, uid } => self.delete(object, &name, &uid),
+            Step::Fence { name, uid } => self.delete(Object::Pod, &name, &uid),
             Step::MarkPrimaryVolume { name, term, .. } => {
                 let claim = self
                     .seen
