@@ -14,6 +14,13 @@
 #[path = "instance_bed/mod.rs"]
 mod instance_bed;
 
+#[path = "gateway_bed/client.rs"]
+#[allow(
+    dead_code,
+    reason = "shared with the gateway's own tests, which use more of it"
+)]
+mod client;
+
 #[path = "rights_worker/bed.rs"]
 mod bed;
 #[path = "rights_worker/checker.rs"]
@@ -22,6 +29,10 @@ mod checker;
 mod faults;
 #[path = "rights_worker/people.rs"]
 mod people;
+#[path = "rights_worker/relay.rs"]
+mod relay;
+#[path = "rights_worker/volume.rs"]
+mod volume;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -34,7 +45,7 @@ use uuid::Uuid;
 
 use bed::{Bed, cache, redis_target, shop, shop_and_cache, until};
 use checker::held;
-use people::{Person, file, people, plant, targets};
+use people::{Person, ask, file, people, plant, targets};
 
 /// One bed at a time: these tests measure times, and there are few cores.
 static ALONE: Mutex<()> = Mutex::const_new(());
@@ -343,7 +354,8 @@ async fn whatever_fails_nothing_is_lost_and_nothing_closed_without_proof() {
     let bed = Bed::new(2, &wanted).await;
     checker::install(&bed).await;
     bed.start();
-    let filed_for = targets(&wanted);
+    bed.gateway.start();
+    let mut desk = bed.desk();
     let (mut slowest, mut zombies) = (Duration::ZERO, 0.0);
     for seed in first..first + schedules {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -358,11 +370,11 @@ async fn whatever_fails_nothing_is_lost_and_nothing_closed_without_proof() {
         }
         // Half of them first; the others in the middle of it, a few at a time.
         let later = asks.split_off(asks.len() / 2);
-        let mut asked = file(&bed, &filed_for, &asks).await;
+        let mut asked = ask(&mut desk, &asks).await;
         let filing = async {
             let mut asked = BTreeMap::new();
             for few in later.chunks(5) {
-                asked.extend(file(&bed, &filed_for, few).await);
+                asked.extend(ask(&mut desk, few).await);
                 tokio::time::sleep(Duration::from_millis(400)).await;
             }
             asked
@@ -373,7 +385,7 @@ async fn whatever_fails_nothing_is_lost_and_nothing_closed_without_proof() {
 
         // The faults have ended: one more is as fast as ever, and nothing is left open.
         bed.start();
-        let one_more = file(&bed, &filed_for, &last[..1]).await;
+        let one_more = ask(&mut desk, &last[..1]).await;
         let normal = drained(&bed, &one_more).await;
         let rest = drained(&bed, &asked).await;
         println!(

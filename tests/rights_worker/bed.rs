@@ -16,7 +16,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio_postgres::{Client, NoTls};
 
+use crate::client::Client as Desk;
 use crate::instance_bed::{Authority, bin, program};
+use crate::relay::Relay;
+use crate::volume::{self, Volume};
 
 pub const WORKFLOW: &str = "wf";
 pub const REGION: &str = "here";
@@ -42,6 +45,7 @@ fn drop_root() {
             let user = nix::unistd::User::from_name("postgres")
                 .unwrap()
                 .expect("a user to run PostgreSQL as: install the package postgresql");
+            volume::prepare(user.uid.as_raw(), user.gid.as_raw());
             nix::unistd::setgroups(&[]).unwrap();
             nix::unistd::setgid(user.gid).unwrap();
             nix::unistd::setuid(user.uid).unwrap();
@@ -62,9 +66,19 @@ fn signal(child: &Child, signal: Signal) {
     let _ = kill(pid, signal);
 }
 
+fn faketime() -> PathBuf {
+    let name = "faketime/libfaketimeMT.so.1";
+    let libraries = std::fs::read_dir("/usr/lib").unwrap();
+    let mut all = libraries.map(|dir| dir.unwrap().path().join(name));
+    all.find(|path| path.exists())
+        .expect("a wrong clock: install the package libfaketime")
+}
+
 /// A process that can be killed, stopped, let go on, and started again.
 pub struct Process {
     name: String,
+    /// By how many seconds its clock is wrong.
+    clock: Mutex<i32>,
     make: Box<dyn Fn() -> Command + Send + Sync>,
     child: Mutex<Option<Child>>,
 }
@@ -73,6 +87,7 @@ impl Process {
     fn new(name: &str, make: impl Fn() -> Command + Send + Sync + 'static) -> Self {
         Self {
             name: name.to_owned(),
+            clock: Mutex::new(0),
             make: Box::new(make),
             child: Mutex::new(None),
         }
@@ -86,9 +101,23 @@ impl Process {
             Some(child) => child.try_wait().unwrap().is_some(),
         };
         if gone {
-            let spawned = (self.make)().spawn();
+            let mut command = (self.make)();
+            let wrong = *self.clock.lock().unwrap();
+            if wrong != 0 {
+                // Of the clocks only the one that tells the time of day: the other can't be set.
+                command
+                    .env("LD_PRELOAD", faketime())
+                    .env("FAKETIME", format!("{wrong:+}s"))
+                    .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            }
+            let spawned = command.spawn();
             *child = Some(spawned.unwrap_or_else(|e| panic!("can't start {}: {e}", self.name)));
         }
+    }
+
+    /// Its clock is wrong by so much from its next start on.
+    pub fn set_clock(&self, seconds: i32) {
+        *self.clock.lock().unwrap() = seconds;
     }
 
     pub fn kill(&self) {
@@ -272,6 +301,14 @@ pub struct Bed {
     pub redis: Process,
     pub redis_port: u16,
     pub workers: Vec<Worker>,
+    pub gateway: Process,
+    pub gateway_port: u16,
+    /// The ways to the ledger, and of each worker to the shop and to Redis.
+    pub to_ledger: Relay,
+    pub to_shop: Vec<Relay>,
+    pub to_redis: Vec<Relay>,
+    /// What the ledger lies on; none where nobody may mount.
+    pub volume: Option<Volume>,
     pub filer: Ledger,
     pub waker: Waker,
     pub keyring: Keyring,
@@ -302,11 +339,12 @@ impl Bed {
 
         let tls = root.join("server-tls");
         authority.issue(&tls, "localhost");
+        let volume = Volume::over(&root.join("ledger"));
         let ledger = Server::new(
             "the ledger's PostgreSQL",
             root.join("ledger"),
             &format!(
-                "ssl = on\nssl_ca_file = '{0}/ca.crt'\nssl_cert_file = '{0}/tls.crt'\nssl_key_file = '{0}/tls.key'",
+                "max_wal_size = '128MB'\nmin_wal_size = '32MB'\nssl = on\nssl_ca_file = '{0}/ca.crt'\nssl_cert_file = '{0}/tls.crt'\nssl_key_file = '{0}/tls.key'",
                 tls.display()
             ),
             "local all postgres trust\nhostssl all +domicile_rights all cert\nhost all all all reject\n",
@@ -372,7 +410,13 @@ impl Bed {
         }
 
         let config = root.join("workflow.json");
-        let workflow_json = workflow(ledger.port, targets);
+        let to_ledger = Relay::to(ledger.port).await;
+        let (mut to_shop, mut to_redis) = (Vec::new(), Vec::new());
+        for _ in 0..workers {
+            to_shop.push(Relay::to(shop.port).await);
+            to_redis.push(Relay::to(redis_port).await);
+        }
+        let workflow_json = workflow(to_ledger.port, targets);
         std::fs::write(&config, workflow_json.to_string()).unwrap();
 
         let worker_tls = root.join("worker-tls");
@@ -390,11 +434,12 @@ impl Bed {
                     "shop",
                     format!(
                         "postgresql://eraser_{letter}:{letter}-secret@localhost:{}/shop?sslmode=disable",
-                        shop.port
+                        to_shop[n].port
                     ),
                 );
                 for target in ["cache", "cart", "late"] {
-                    url(target, format!("redis://:r-secret@127.0.0.1:{redis_port}"));
+                    let port = to_redis[n].port;
+                    url(target, format!("redis://:r-secret@127.0.0.1:{port}"));
                 }
                 url("nowhere", "redis://127.0.0.1:1".to_owned());
                 let port = free_port();
@@ -426,6 +471,7 @@ impl Bed {
 
         let gateway_tls = root.join("gateway-tls");
         authority.issue(&gateway_tls, &role(WORKFLOW, Role::Gateway));
+        let (gateway, gateway_port) = gateway(&authority, &root);
         let at: domicile::rights::config::Workflow = serde_json::from_value(workflow_json).unwrap();
         let filer = Ledger::new(
             &at.ledger,
@@ -442,6 +488,12 @@ impl Bed {
             redis,
             redis_port,
             workers: made,
+            gateway,
+            gateway_port,
+            to_ledger,
+            to_shop,
+            to_redis,
+            volume,
             filer,
             waker,
             keyring: Keyring::read(&keys).unwrap(),
@@ -461,8 +513,17 @@ impl Bed {
     /// Writes another set of targets, as the kubelet does: all at once.
     pub fn targets(&self, targets: &serde_json::Value) {
         let new = self.config.with_extension("new");
-        std::fs::write(&new, workflow(self.ledger.port, targets).to_string()).unwrap();
+        std::fs::write(&new, workflow(self.to_ledger.port, targets).to_string()).unwrap();
         std::fs::rename(&new, &self.config).unwrap();
+    }
+
+    /// A client of the gateway, known by its certificate.
+    pub fn desk(&self) -> Desk {
+        let tls = self.dir.path().join("desk-tls");
+        let text = |name: &str| std::fs::read_to_string(tls.join(name)).unwrap();
+        let pair = (text("tls.crt"), text("tls.key"));
+        let address = (std::net::Ipv4Addr::LOCALHOST, self.gateway_port).into();
+        Desk::new(address, &text("ca.crt"), None, Some(pair))
     }
 
     pub async fn redis(&self) -> Option<redis::aio::MultiplexedConnection> {
@@ -485,7 +546,9 @@ impl Bed {
     }
 
     pub fn logged(&self) -> String {
-        self.workers.iter().map(Worker::logged).collect()
+        let gateway = read(&self.dir.path().join("gateway.log"));
+        let workers = self.workers.iter().map(Worker::logged);
+        workers.chain([gateway]).collect()
     }
 }
 
@@ -498,6 +561,10 @@ impl Drop for Bed {
             for worker in &self.workers {
                 let _ = std::fs::copy(&worker.log, kept.join(worker.log.file_name().unwrap()));
             }
+            let _ = std::fs::copy(
+                self.dir.path().join("gateway.log"),
+                kept.join("gateway.log"),
+            );
             for server in [&self.ledger, &self.shop] {
                 let name = server.dir.file_name().unwrap().to_string_lossy();
                 let _ = std::fs::copy(server.dir.join("log"), kept.join(format!("{name}.log")));
@@ -505,6 +572,40 @@ impl Drop for Bed {
             eprintln!("the logs are kept in {}", kept.display());
         }
     }
+}
+
+/// A gateway that knows its clients by certificate, so that it needs no API server. Made but not started.
+fn gateway(authority: &Authority, root: &Path) -> (Process, u16) {
+    authority.issue(&root.join("serving"), "localhost");
+    authority.issue(&root.join("desk-tls"), "desk");
+    let nowhere = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {}}],
+    });
+    std::fs::write(root.join("kubeconfig"), nowhere.to_string()).unwrap();
+    let (root, port, http) = (root.to_owned(), free_port(), free_port());
+    let process = Process::new("a gateway", move || {
+        let mut command = Command::new(program());
+        let flag = |name: &str, path: &str| format!("--{name}={}", root.join(path).display());
+        command
+            .arg("gateway")
+            .arg(flag("config", "workflow.json"))
+            .arg(flag("tls", "gateway-tls"))
+            .arg(flag("keys", "keys"))
+            .arg(flag("serving", "serving"))
+            .arg(flag("client-ca", "desk-tls/ca.crt"))
+            .args(["--allow-cn=desk", "--leave-seconds=0"])
+            .arg(format!("--https=127.0.0.1:{port}"))
+            .arg(format!("--http=127.0.0.1:{http}"))
+            .env("KUBECONFIG", root.join("kubeconfig"))
+            .env("DOMICILE_LOG", "debug")
+            .stdout(append(&root.join("gateway.log")))
+            .stderr(append(&root.join("gateway.log")));
+        command
+    });
+    (process, port)
 }
 
 pub fn workflow(port: u16, targets: &serde_json::Value) -> serde_json::Value {

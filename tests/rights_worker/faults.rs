@@ -7,6 +7,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom as _;
 
 use crate::bed::Bed;
+use crate::relay::Relay;
 
 #[derive(Clone, Copy, Debug)]
 pub enum What {
@@ -20,6 +21,18 @@ pub enum What {
     KillShop,
     /// Redis is.
     KillRedis,
+    /// The gateway is, while clients file.
+    KillGateway,
+    /// What gateway and workers send to the ledger, and what it answers, arrives after the time.
+    CutLedger,
+    /// Of one worker to the shop.
+    CutShop(usize),
+    /// Of one worker to Redis.
+    CutRedis(usize),
+    /// The volume under the ledger is full.
+    FillLedger,
+    /// A worker's clock is wrong by an hour, this way or that.
+    SetClock(usize, bool),
     /// Redis stands still for the time.
     FreezeRedis,
     /// Somebody holds a lock on a table.
@@ -49,6 +62,15 @@ pub fn draw(rng: &mut impl Rng) -> Vec<Fault> {
         What::FreezeRedis,
         What::LockTable,
         What::RenameTable,
+        What::KillGateway,
+        What::CutLedger,
+        What::CutShop(0),
+        What::CutShop(1),
+        What::CutRedis(0),
+        What::CutRedis(1),
+        What::FillLedger,
+        What::SetClock(0, true),
+        What::SetClock(1, false),
     ];
     let number = rng.random_range(1..=6);
     // Each at most once: a server that is killed while it is started again is not what is to be seen here.
@@ -59,7 +81,9 @@ pub fn draw(rng: &mut impl Rng) -> Vec<Fault> {
             what,
             begins: Duration::from_millis(rng.random_range(0..3_000)),
             lasts: Duration::from_millis(match what {
-                What::FreezeWorker(_) => rng.random_range(500..7_000),
+                What::FreezeWorker(_) | What::CutLedger | What::CutShop(_) => {
+                    rng.random_range(500..7_000)
+                }
                 _ => rng.random_range(100..3_500),
             }),
         })
@@ -96,6 +120,35 @@ pub async fn happen(bed: &Bed, fault: Fault) {
             lasts.await;
             bed.redis.start();
         }
+        What::KillGateway => {
+            bed.gateway.kill();
+            lasts.await;
+            bed.gateway.start();
+        }
+        What::CutLedger => cut(&bed.to_ledger, lasts).await,
+        What::CutShop(n) => cut(&bed.to_shop[n], lasts).await,
+        What::CutRedis(n) => cut(&bed.to_redis[n], lasts).await,
+        What::FillLedger => {
+            let Some(volume) = &bed.volume else {
+                println!("  nobody here may mount: the ledger's volume isn't filled");
+                return;
+            };
+            tokio::task::block_in_place(|| volume.fill());
+            lasts.await;
+            volume.empty();
+            // It stops where it can't write its log any more.
+            bed.ledger.up().await;
+        }
+        What::SetClock(n, ahead) => {
+            let process = &bed.workers[n].process;
+            process.set_clock(if ahead { 3_600 } else { -3_600 });
+            process.kill();
+            process.start();
+            lasts.await;
+            process.set_clock(0);
+            process.kill();
+            process.start();
+        }
         What::FreezeRedis => {
             bed.redis.signal(Signal::SIGSTOP);
             lasts.await;
@@ -118,6 +171,12 @@ pub async fn happen(bed: &Bed, fault: Fault) {
             rename(bed, "orders_away", "orders").await;
         }
     }
+}
+
+async fn cut(way: &Relay, lasts: tokio::time::Sleep) {
+    way.cut(true);
+    lasts.await;
+    way.cut(false);
 }
 
 /// Until it is so, whatever happens to the server.

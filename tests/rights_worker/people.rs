@@ -8,10 +8,12 @@ use domicile::rights::config::Target;
 use domicile::rights::ledger::{Filed, SealedFiling};
 use domicile::rights::model::{Channel, Filing, Identifiers, Kind};
 use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::bed::Bed;
+use crate::client::{Client as Desk, post};
 
 #[derive(Clone, Debug)]
 pub struct Person {
@@ -140,4 +142,32 @@ pub async fn file(bed: &Bed, targets: &[Target], people: &[Person]) -> BTreeMap<
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
+}
+
+/// Files for these people at the gateway, each with a key of its own, until it is answered for, whatever happens to gateway
+/// and ledger meanwhile. The ids are the gateway's.
+pub async fn ask(desk: &mut Desk, people: &[Person]) -> BTreeMap<Uuid, Person> {
+    let mut asked = BTreeMap::new();
+    for person in people {
+        let body = json!({ "kind": "deletion",
+            "identifiers": { "customerId": person.id, "email": person.email } });
+        let key = Uuid::now_v7().to_string();
+        let id = loop {
+            let answer = desk.try_ask(post("/v1/requests", Some(&key), &body)).await;
+            match answer {
+                Ok(answer) if [200, 201].contains(&answer.status) => break answer.id(),
+                Ok(answer) => assert!(
+                    [429, 503].contains(&answer.status),
+                    "{} {}",
+                    answer.status,
+                    answer.text
+                ),
+                // No answer: it may have been filed, and is asked for again under the same key.
+                Err(_) => {}
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        asked.insert(id.parse().unwrap(), person.clone());
+    }
+    asked
 }
