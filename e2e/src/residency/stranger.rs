@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::drift::GOAL;
-use super::ground::{Copy, Ground, LIMIT, NAME};
+use super::ground::{Copy, Ground, LIMIT, NAME, REGION};
 use super::sample::Sample;
 use crate::harness::wait_for;
 
@@ -24,6 +24,8 @@ pub async fn run(ground: &Ground, victim: &Copy, thief: &str) -> Result<Sample> 
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": pod, "namespace": NAME },
         "spec": {
             "terminationGracePeriodSeconds": 0,
+            // Elsewhere it would be refused, and that is another case.
+            "nodeSelector": { (REGION): "us-west-2" },
             "securityContext": { "runAsNonRoot": true, "runAsUser": 10002, "fsGroup": 10002, "seccompProfile": { "type": "RuntimeDefault" } },
             "containers": [{
                 "name": "thief", "image": "postgres:17", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "infinity"],
