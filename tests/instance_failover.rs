@@ -350,3 +350,43 @@ fn inode(bed: &Bed, index: usize) -> u64 {
         .unwrap()
         .ino()
 }
+
+/// A standby that was stopped just when it had begun to follow a new primary: PostgreSQL then reads the new timeline's
+/// file, which holds less than it had replayed, and would never answer again. Made by hand here, since the moment is short.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_stopped_while_it_went_over_to_a_new_timeline_comes_back() {
+    bounded(async {
+        let (bed, mut nodes) = three().await;
+        let leader = settled(&nodes, 2).await;
+        table(&nodes, leader).await;
+        let standby = (leader + 1) % 3;
+        nodes[standby].take().unwrap().stop().await;
+        nodes[leader].take().unwrap().stop().await;
+        nodes[leader] = Some(bed.start(name(leader)));
+        let next = settled(&nodes, 1).await;
+        assert_ne!(next, leader);
+
+        let wal = |index| bed.path(name(index), "volume/data/pg_wal");
+        let new = at(&nodes, next)
+            .sql("SELECT pg_walfile_name(pg_current_wal_lsn())")
+            .await
+            .unwrap();
+        let history = format!("{}.history", &new[..8]);
+        std::fs::copy(wal(next).join(&history), wal(standby).join(&history)).unwrap();
+        let timeline = u32::from_str_radix(&new[..8], 16).unwrap();
+        let old = wal(standby).join(format!("{:08X}{}", timeline - 1, &new[8..]));
+        assert!(old.exists(), "the timelines part in {new}");
+        // Three pages of it had come.
+        let mut bytes = std::fs::read(wal(next).join(&new)).unwrap();
+        bytes[3 * 8192..].fill(0);
+        let begun = wal(standby).join(&new);
+        std::fs::write(&begun, bytes).unwrap();
+        std::fs::set_permissions(&begun, old.metadata().unwrap().permissions()).unwrap();
+
+        nodes[standby] = Some(bed.start(name(standby)));
+        back(&bed, &nodes, standby).await;
+        assert!(logged().contains("only begun to be copied"));
+        stop(nodes).await;
+    })
+    .await;
+}

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::harness::{Harness, PATIENCE, POLICY, Scope};
 use e2e::rights::desk::Gateway;
+use e2e::rights::surge::{self, Load};
 use e2e::rights::workflow::{ledger, wait_workflow, workflows};
 use e2e::rights::{people, sessions};
 use k8s_openapi::api::core::v1::Pod;
@@ -83,8 +84,8 @@ async fn closed(
 }
 
 #[tokio::test]
-async fn a_deletion_reaches_postgresql_and_redis_and_ends_with_proof_while_the_primary_dies()
--> Result<()> {
+async fn deletions_end_with_proof_while_the_primary_dies_and_while_traffic_quadruples() -> Result<()>
+{
     const PEOPLE: usize = 600;
     const LEAVING: usize = 300;
     let harness = Harness::attach().await?;
@@ -177,7 +178,43 @@ async fn a_deletion_reaches_postgresql_and_redis_and_ends_with_proof_while_the_p
     }
 
     no_canary(&scope).await?;
+    traffic_quadruples(&scope, &gateway).await?;
     scope.remove().await
+}
+
+/// Four times the traffic, and the primary's pod killed while it rises: nobody is turned away, nothing is lost, and
+/// accepting is as fast as before half a minute later. By requests about people of whom nothing is there.
+async fn traffic_quadruples(scope: &Scope, gateway: &Gateway) -> Result<()> {
+    let load = Load {
+        rates: (20.0, 80.0),
+        phases: [10, 20, 40].map(Duration::from_secs),
+        patience: Duration::from_secs(60),
+    };
+    let person = |number| 1_000_000 + number;
+    let outcome = surge::with_failover(scope, "consumers", gateway, load, "surge", person).await?;
+    println!(
+        "{} requests, from 20 to 80 a second with a killed primary: {:?}",
+        outcome.shots.len(),
+        outcome.surge
+    );
+    assert_eq!(outcome.surge.later, 0, "some were told to come again");
+    let back = outcome.surge.back.context("it never was as before again")?;
+    assert!(back <= 30.0, "as before only after {back} s");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let open = "SELECT count(*) FROM ledger.request";
+    while ledger(scope, "consumers", open).await? != "0" {
+        ensure!(Instant::now() < deadline, "some are still open");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let unproven = ledger(
+        scope,
+        "consumers",
+        "SELECT count(*) FROM ledger.closed c WHERE c.state <> 'closed' OR EXISTS (
+            SELECT FROM jsonb_array_elements(c.steps) s WHERE s -> 'outcome' IS NULL OR s -> 'evidence' IS NULL)",
+    )
+    .await?;
+    assert_eq!(unproven, "0", "closed without proof");
+    Ok(())
 }
 
 /// No identifier is in any log, event, object or ledger column.

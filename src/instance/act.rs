@@ -14,7 +14,7 @@ use super::jobs::CloneFrom;
 use super::manager::{Job, Manager, PARAMETERS_FACT, Task, Tend};
 use super::plan::{Mode, Step};
 use super::postmaster::{Postmaster, Stop};
-use super::{files, hba, jobs, programs, receiver, settings, store, sync};
+use super::{files, hba, jobs, overlap, programs, receiver, settings, store, sync};
 
 impl Manager {
     pub(super) async fn act(&mut self, step: &Step) {
@@ -122,6 +122,14 @@ impl Manager {
             match programs::control_settings(&programs, &data, &self.children).await {
                 Ok(floors) => self.tend.floors = floors,
                 Err(e) => warn!("can't read what the primary's parameters were: {e}"),
+            }
+            match overlap::clear(&programs, &data, &self.children).await {
+                Ok(gone) if gone.is_empty() => {}
+                Ok(gone) => info!(
+                    timelines = ?gone,
+                    "takes away files of the log that were only begun to be copied: older ones hold more"
+                ),
+                Err(e) => warn!("can't look for files of the log that were only begun: {e}"),
             }
         }
         self.write_conf(mode)?;

@@ -32,6 +32,7 @@ pub mod logs;
 pub mod manager;
 pub mod metrics;
 pub(crate) mod observe;
+pub mod overlap;
 pub mod peers;
 pub mod plan;
 pub mod postmaster;

@@ -142,17 +142,7 @@ pub async fn output(
     limit: Duration,
     children: &Children,
 ) -> Result<String, String> {
-    let run = async {
-        let child = children
-            .spawn(command)
-            .map_err(|e| format!("can't be started: {e}"))?;
-        let _guard = children.guard(&child);
-        let out = child.wait_with_output().await;
-        out.map_err(|e| format!("can't be waited for: {e}"))
-    };
-    let out = tokio::time::timeout(limit, run)
-        .await
-        .map_err(|_| format!("took longer than {} s", limit.as_secs()))??;
+    let out = run(command, limit, children).await?;
     if out.status.success() {
         return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
     }
@@ -165,6 +155,38 @@ pub async fn output(
         .take(300)
         .collect::<String>();
     Err(format!("ended with {}: {last}", out.status))
+}
+
+/// Runs a short command to its end, however it ends, and returns its standard output and its standard error.
+///
+/// # Errors
+/// In words, if it can't be run or takes too long.
+pub async fn said(
+    command: Command,
+    limit: Duration,
+    children: &Children,
+) -> Result<(String, String), String> {
+    let out = run(command, limit, children).await?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((text(&out.stdout), text(&out.stderr)))
+}
+
+async fn run(
+    command: Command,
+    limit: Duration,
+    children: &Children,
+) -> Result<std::process::Output, String> {
+    let run = async {
+        let child = children
+            .spawn(command)
+            .map_err(|e| format!("can't be started: {e}"))?;
+        let _guard = children.guard(&child);
+        let out = child.wait_with_output().await;
+        out.map_err(|e| format!("can't be waited for: {e}"))
+    };
+    tokio::time::timeout(limit, run)
+        .await
+        .map_err(|_| format!("took longer than {} s", limit.as_secs()))?
 }
 
 /// The values of `pg_controldata` that a standby has to honour, by its names for them.

@@ -51,8 +51,9 @@ pub fn segment_name(timeline: u32, at: Lsn, segment: u64) -> String {
     )
 }
 
-/// Every file of the log has the same size.
-fn segment_size(wal: &Path) -> Option<u64> {
+/// Every file of the log has the same size: that of the first that is found.
+#[must_use]
+pub fn segment_size(wal: &Path) -> Option<u64> {
     std::fs::read_dir(wal)
         .ok()?
         .flatten()

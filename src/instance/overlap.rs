@@ -1,0 +1,224 @@
+//! Files of several timelines for the same stretch of the log, of which PostgreSQL would read one that is too short.
+//!
+//! A standby that goes over to a new timeline streams the segment in which the timelines part from that segment's
+//! beginning, into a file of the new timeline, although the old one's file has the same bytes. If it stops before it has
+//! caught up with itself, PostgreSQL prefers the new file when it starts again, finds less log in it than it has
+//! replayed, and never answers; or answers, and has forgotten the end of what it acknowledged. (How a standby chooses:
+//! `XLogFileReadAnyTLI`, and where it streams from: `RequestXLogStreaming`, in PostgreSQL's source.)
+//!
+//! Owns taking such a file away before PostgreSQL starts. Never takes one away unless an older file of the same segment
+//! holds more of the same history: one that goes on behind the place where the timelines part holds another history.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::agent::wal;
+use super::files;
+use super::programs::{self, Programs};
+use super::reaper::Children;
+use crate::failover::Lsn;
+
+/// How long reading one file of the log may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A file of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    timeline: u32,
+    /// Where its timeline is left for the next one of the history; none for the newest.
+    left: Option<Lsn>,
+    /// Behind its last whole record.
+    end: Lsn,
+}
+
+/// Which files are to go, of pieces from the newest timeline to the oldest.
+fn too_short(pieces: &[Piece]) -> Vec<u32> {
+    let foreign = |p: &Piece| p.left.is_some_and(|left| p.end > left);
+    let best = pieces.iter().map(|p| p.end).max();
+    let Some(best) = best.filter(|_| !pieces.iter().any(foreign)) else {
+        return Vec::new();
+    };
+    // PostgreSQL reads the newest that is there.
+    let shorter = pieces.iter().take_while(|p| p.end < best);
+    shorter.map(|p| p.timeline).collect()
+}
+
+/// Takes away what would be read instead of a longer file. The timelines whose file went.
+///
+/// # Errors
+/// In words, if the log can't be read or a file can't be removed; nothing that matters is lost then.
+pub async fn clear(
+    programs: &Programs,
+    data: &Path,
+    children: &Children,
+) -> Result<Vec<u32>, String> {
+    let folder = data.join("pg_wal");
+    let Some((newest, history)) = newest(&folder)? else {
+        return Ok(Vec::new());
+    };
+    let Some(parting) = history.last().map(|(_, at)| *at) else {
+        return Ok(Vec::new());
+    };
+    let Some(size) = wal::segment_size(&folder) else {
+        return Ok(Vec::new());
+    };
+    let path = |timeline| folder.join(wal::segment_name(timeline, parting, size));
+    let mut pieces = Vec::new();
+    let older = history.iter().rev().map(|(t, at)| (*t, Some(*at)));
+    for (timeline, left) in std::iter::once((newest, None)).chain(older) {
+        let file = path(timeline);
+        if !file.exists() {
+            continue;
+        }
+        // What was left before the end of a newer file has nothing to add to it.
+        let longest = pieces.iter().map(|p: &Piece| p.end).max();
+        if left.is_some_and(|left| longest.is_some_and(|end| left <= end)) {
+            break;
+        }
+        let Some(end) = end(programs, &file, parting - parting % size, children).await? else {
+            return Ok(Vec::new());
+        };
+        pieces.push(Piece {
+            timeline,
+            left,
+            end,
+        });
+    }
+    let gone = too_short(&pieces);
+    for timeline in &gone {
+        let file = path(*timeline);
+        std::fs::remove_file(&file).map_err(|e| format!("can't remove {}: {e}", file.display()))?;
+    }
+    if !gone.is_empty() {
+        files::sync_parent(&path(newest))
+            .map_err(|e| format!("can't sync {}: {e}", folder.display()))?;
+    }
+    Ok(gone)
+}
+
+/// The newest timeline, and where those before it were left, oldest first.
+fn newest(folder: &Path) -> Result<Option<(u32, Vec<(u32, Lsn)>)>, String> {
+    let entries = std::fs::read_dir(folder).map_err(|e| format!("can't read pg_wal: {e}"))?;
+    let names = entries
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok());
+    let timelines = names.filter_map(|name| {
+        let digits = name.strip_suffix(".history")?;
+        u32::from_str_radix(digits, 16).ok()
+    });
+    let Some(newest) = timelines.max() else {
+        return Ok(None);
+    };
+    let file = folder.join(format!("{newest:08X}.history"));
+    let bytes = files::read_bounded(&file, 1 << 20)
+        .map_err(|e| format!("can't read {}: {e}", file.display()))?
+        .unwrap_or_default();
+    Ok(Some((
+        newest,
+        parse_history(&String::from_utf8_lossy(&bytes)),
+    )))
+}
+
+fn parse_history(text: &str) -> Vec<(u32, Lsn)> {
+    let lines = text.lines().map(str::trim).filter(|l| !l.starts_with('#'));
+    lines
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.parse().ok()?, wal::parse_lsn(words.next()?)?))
+        })
+        .collect()
+}
+
+/// Behind the last whole record of a file that begins at `start`; none if that can't be told.
+async fn end(
+    programs: &Programs,
+    file: &Path,
+    start: Lsn,
+    children: &Children,
+) -> Result<Option<Lsn>, String> {
+    let mut command = programs::command(&programs.dir, "pg_waldump");
+    command.arg("--stats").arg(file);
+    // It ends with an error wherever the log ends within the file.
+    let said = programs::said(command, LIMIT, children).await?;
+    if let Some(end) = parse_stats(&said.0) {
+        return Ok(Some(end));
+    }
+    let nothing = said.1.contains("could not find a valid record")
+        // Of a file of zeroes.
+        || said.1.contains("WAL segment size");
+    Ok(nothing.then_some(start))
+}
+
+fn parse_stats(text: &str) -> Option<Lsn> {
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix("WAL statistics between "))?;
+    let (_, end) = line.split_once(" and ")?;
+    wal::parse_lsn(end.trim_end_matches(':'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(timeline: u32, left: Option<Lsn>, end: Lsn) -> Piece {
+        Piece {
+            timeline,
+            left,
+            end,
+        }
+    }
+
+    #[test]
+    fn a_file_goes_only_if_an_older_one_has_more_of_the_same_history() {
+        // The usual: the new timeline's file reaches beyond the parting.
+        assert!(too_short(&[piece(3, None, 120), piece(2, Some(100), 100)]).is_empty());
+        // Stopped while it was copied.
+        for end in [100, 90] {
+            let both = [piece(3, None, 40), piece(2, Some(100), end)];
+            assert_eq!(too_short(&both), [3]);
+        }
+        // Twice in a row.
+        let twice = [
+            piece(4, None, 40),
+            piece(3, Some(100), 60),
+            piece(2, Some(100), 100),
+        ];
+        assert_eq!(too_short(&twice), [4, 3]);
+        // The older one went on where the newer timeline didn't: another history.
+        assert!(too_short(&[piece(3, None, 40), piece(2, Some(100), 110)]).is_empty());
+        assert!(too_short(&[]).is_empty());
+        assert!(too_short(&[piece(3, None, 40)]).is_empty());
+    }
+
+    #[test]
+    fn what_postgresql_says() {
+        let history = "1\t0/1B86FA8\tno recovery target specified\n\n# x\n2\t1/5055E40\tno\n";
+        assert_eq!(
+            parse_history(history),
+            [(1, 0x1B8_6FA8), (2, 0x1_0505_5E40)]
+        );
+        let stats = "WAL statistics between 0/5000028 and 0/501FB20:\nType   N\n";
+        assert_eq!(parse_stats(stats), Some(0x501_FB20));
+        assert_eq!(parse_stats(""), None);
+    }
+
+    proptest::proptest! {
+        /// Whatever is there: what PostgreSQL reads then reaches as far as anything of its own history did.
+        #[test]
+        fn nothing_is_shortened(ends in proptest::collection::vec((0u64..50, 0u64..50), 1..5)) {
+            let count = u32::try_from(ends.len()).unwrap();
+            let pieces: Vec<Piece> = ends.iter().zip(0u32..).map(|((end, left), n)| {
+                piece(count - n, (n > 0).then_some(*left), *end)
+            }).collect();
+            let gone = too_short(&pieces);
+            let read = pieces.iter().find(|p| !gone.contains(&p.timeline));
+            let foreign = |p: &Piece| p.left.is_some_and(|left| p.end > left);
+            if !gone.is_empty() {
+                let read = read.unwrap();
+                proptest::prop_assert!(pieces.iter().filter(|p| gone.contains(&p.timeline)).all(|p| p.end < read.end));
+                proptest::prop_assert!(!foreign(read));
+            }
+        }
+    }
+}
