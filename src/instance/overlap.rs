@@ -96,8 +96,11 @@ pub async fn clear(
     Ok(gone)
 }
 
-/// The newest timeline, and where those before it were left, oldest first.
-fn newest(folder: &Path) -> Result<Option<(u32, Vec<(u32, Lsn)>)>, String> {
+/// Where timelines were left for the next one, oldest first.
+type Left = Vec<(u32, Lsn)>;
+
+/// The newest timeline, and where those before it were left.
+fn newest(folder: &Path) -> Result<Option<(u32, Left)>, String> {
     let entries = std::fs::read_dir(folder).map_err(|e| format!("can't read pg_wal: {e}"))?;
     let names = entries
         .flatten()
@@ -119,7 +122,7 @@ fn newest(folder: &Path) -> Result<Option<(u32, Vec<(u32, Lsn)>)>, String> {
     )))
 }
 
-fn parse_history(text: &str) -> Vec<(u32, Lsn)> {
+fn parse_history(text: &str) -> Left {
     let lines = text.lines().map(str::trim).filter(|l| !l.starts_with('#'));
     lines
         .filter_map(|line| {
