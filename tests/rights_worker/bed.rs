@@ -3,6 +3,7 @@
 //!
 //! Owns processes, ports, files. Never: sleeps for a guessed time, but for how long a fault lasts.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -313,6 +314,8 @@ pub struct Bed {
     pub waker: Waker,
     pub keyring: Keyring,
     pub config: PathBuf,
+    /// How much of each log was looked at.
+    read: Mutex<BTreeMap<PathBuf, usize>>,
     // Last, so that it goes last.
     pub dir: tempfile::TempDir,
 }
@@ -498,6 +501,7 @@ impl Bed {
             waker,
             keyring: Keyring::read(&keys).unwrap(),
             config,
+            read: Mutex::default(),
             dir,
         };
         until("Redis is up", async || bed.redis().await.is_some()).await;
@@ -543,6 +547,20 @@ impl Bed {
 
     pub async fn shop_admin(&self) -> Client {
         self.shop.admin("shop").await
+    }
+
+    /// What gateway and workers have logged since this was asked last.
+    pub fn logged_since(&self) -> String {
+        let mut read = self.read.lock().unwrap();
+        let all = self.workers.iter().map(|w| w.log.clone());
+        let all = all.chain([self.dir.path().join("gateway.log")]);
+        let mut text = String::new();
+        for path in all {
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            let from = read.insert(path, bytes.len()).unwrap_or(0);
+            text += &String::from_utf8_lossy(&bytes[from..]);
+        }
+        text
     }
 
     pub fn logged(&self) -> String {
