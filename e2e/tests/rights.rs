@@ -189,6 +189,7 @@ async fn traffic_quadruples(scope: &Scope, gateway: &Gateway) -> Result<()> {
         rates: (20.0, 80.0),
         phases: [10, 20, 40].map(Duration::from_secs),
         patience: Duration::from_secs(60),
+        normal: 0.25,
     };
     let person = |number| 1_000_000 + number;
     let outcome = surge::with_failover(scope, "consumers", gateway, load, "surge", person).await?;

@@ -123,6 +123,22 @@ impl Victim {
         Ok(())
     }
 
+    /// SIGSTOP to every process, or SIGCONT: unlike one that is frozen it can be killed.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn stall(&self, stalled: bool) -> Result<()> {
+        let signal = if stalled {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        };
+        for process in self.processes()? {
+            let _ = send(process.pid, signal);
+        }
+        Ok(())
+    }
+
     /// Stops every process, or lets them go on.
     ///
     /// # Errors

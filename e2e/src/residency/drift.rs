@@ -49,7 +49,7 @@ pub async fn run(ground: &Ground, case: Case) -> Result<Vec<(Case, Sample)>> {
     if case == Case::HungRelabelled {
         // It does nothing of what it is asked any more, its own end included.
         for (_, victim) in victims.iter().filter(|(copy, _)| !copy.primary) {
-            victim.freeze(true).await?;
+            victim.stall(true)?;
         }
     }
     let begin = Instant::now();
@@ -74,7 +74,7 @@ pub async fn run(ground: &Ground, case: Case) -> Result<Vec<(Case, Sample)>> {
     if case == Case::HungRelabelled && measured.is_err() {
         for (_, victim) in &victims {
             // Of those that were stopped there is nothing left to go on.
-            let _ = victim.freeze(false).await;
+            let _ = victim.stall(false);
         }
     }
     ground.heal().await?;

@@ -23,9 +23,8 @@ use crate::harness::Scope;
 
 /// Over how much time a percentile is taken while something changes.
 const WINDOW: Duration = Duration::from_secs(5);
-/// A window is back to normal at this many times the normal, and at no less than this: percentiles of a few hundred
-/// requests on a busy machine aren't better known.
-const NORMAL: (f64, f64) = (2.0, 0.05);
+/// A window is back to normal at this many times the normal.
+const NORMAL: f64 = 2.0;
 
 /// How the load goes.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +35,9 @@ pub struct Load {
     pub phases: [Duration; 3],
     /// How long a client goes on with one request.
     pub patience: Duration,
+    /// Seconds below which a percentile is normal whatever was before: of a few hundred requests on a busy machine it
+    /// isn't known better.
+    pub normal: f64,
 }
 
 impl Load {
@@ -75,6 +77,7 @@ impl Load {
             rates: (rate, 4.0 * rate),
             phases: [30, 30, 60].map(Duration::from_secs),
             patience: Duration::from_secs(60),
+            normal: 0.05,
         }
     }
 
@@ -219,7 +222,7 @@ pub fn reckon(shots: &[Shot], load: &Load, changed: Duration) -> Surge {
     let (before, after): (Vec<Shot>, Vec<Shot>) =
         shots.iter().cloned().partition(|s| s.due < load.phases[0]);
     let normal = p99(&before);
-    let limit = (NORMAL.0 * normal).max(NORMAL.1);
+    let limit = (NORMAL * normal).max(load.normal);
     let mut windows: Vec<(Duration, f64)> = Vec::new();
     let mut start = load.phases[0];
     let end = load.phases.iter().sum::<Duration>();
@@ -312,6 +315,7 @@ mod tests {
             Duration::from_secs(10),
         ],
         patience: Duration::from_secs(30),
+        normal: 0.05,
     };
 
     #[test]
