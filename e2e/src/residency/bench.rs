@@ -170,6 +170,10 @@ async fn once(ground: &Ground, case: Case, number: usize) -> Result<Vec<(Case, S
                     .filter(|c| c.store == victim.store && c.name != victim.name);
                 pairs.extend(others.map(|thief| (victim, thief.name.clone())));
             }
+            if number >= pairs.len() {
+                // All were told of: only when nothing is said any more it can be said again.
+                ground.whole().await?;
+            }
             let (victim, thief) = pairs
                 .get(number % pairs.len().max(1))
                 .context("no copies")?;

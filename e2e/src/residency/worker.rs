@@ -131,7 +131,12 @@ pub async fn run(ground: &Ground, number: usize) -> Result<Vec<Sample>> {
         if seen.resident.1 != "Outside" {
             continue;
         }
-        let called = seen.resident.2.split("; ");
+        // A refusal has parts of its own behind the same sign.
+        let called = seen
+            .resident
+            .2
+            .split("; ")
+            .filter(|words| words.contains(" is on node "));
         let wrong = called.filter(|words| !victims.iter().any(|v| words.starts_with(&v.pod)));
         alarms.extend(wrong.map(|words| format!("false alarm: {words}")));
     }
