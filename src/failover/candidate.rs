@@ -78,10 +78,26 @@ impl<I: Id> Node<I> {
     /// Whether it may be primary, as far as it knows. One that may not still asks the others: what it knows
     /// may be out of date, and so may what each of them knows.
     pub(super) fn permitted(&self) -> bool {
-        self.errs(Mistake::PolicyIgnored)
-            || self
-                .basis()
-                .is_some_and(|c| c.may_be_primary.contains(&self.me))
+        self.basis().is_some_and(|c| self.permitted_by(c))
+    }
+
+    /// The same by this configuration. What was agreed on can be behind what the operator has said since; and while
+    /// nobody may be primary nobody can agree on anything, so that the operator's word alone counts then.
+    pub(super) fn permitted_by(&self, c: &Configuration<I>) -> bool {
+        let agreed = if c.may_be_primary.is_empty() {
+            let wish = self.wish.as_ref();
+            wish.is_some_and(|w| w.may_be_primary.contains(&self.me))
+        } else {
+            c.may_be_primary.contains(&self.me)
+        };
+        self.errs(Mistake::PolicyIgnored) || agreed && !self.barred(&self.me)
+    }
+
+    /// Whether the operator has said of somebody that he may not be primary, as far as this instance has heard. Once a
+    /// majority has, he isn't elected.
+    pub(super) fn barred(&self, who: &I) -> bool {
+        let wish = self.wish.as_ref();
+        wish.is_some_and(|w| w.barred.contains(who)) && !self.errs(Mistake::PolicyIgnored)
     }
 
     pub(super) fn tick_candidate(&mut self, now: Millis) {

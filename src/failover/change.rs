@@ -89,7 +89,8 @@ impl<I: Id> Primary<I> {
                 .cloned()
                 .collect()
         });
-        if let Some(may) = may.filter(|may| *may != old.may_be_primary) {
+        // Never on nobody: that could be taken back by a primary only. Whoever is barred isn't elected all the same.
+        if let Some(may) = may.filter(|may| !may.is_empty() && *may != old.may_be_primary) {
             return Some(Configuration {
                 may_be_primary: may,
                 durability: old.durability,
@@ -132,6 +133,7 @@ impl<I: Id> Primary<I> {
             }
             new
         });
+        let left = left.filter(|new| !new.may_be_primary.is_empty());
         // A change that was sent can't be withdrawn: one without a majority at hand would end the lease.
         let mut at_hand: BTreeSet<I> = self
             .answered
@@ -406,6 +408,7 @@ mod tests {
             voters: set(voters),
             witness,
             may_be_primary: set(&[1]),
+            barred: BTreeSet::new(),
             durability: Durability::Required,
         }
     }
@@ -468,25 +471,30 @@ mod tests {
         let mut wish = wish(&[1, 3], None);
         wish.may_be_primary = set(&[1, 3]);
         let timing = crate::failover::Timing::new(3_000);
-        let due = |committed: &Configuration<u8>| {
+        let due_by = |committed: &Configuration<u8>, wish: &Wish<u8>| {
             let mut primary = Primary::new(committed.clone(), &set(&[2, 3]), 10_000, 0);
             let streaming = Streaming {
                 flushed: 0,
                 since: 0,
             };
             primary.streaming = [(2, streaming), (3, streaming)].into();
-            primary.due_change(10_100, &1, Some(&wish), &timing, true)
+            primary.due_change(10_100, &1, Some(wish), &timing, true)
         };
-        let first = due(&committed).unwrap();
+        let first = due_by(&committed, &wish).unwrap();
         assert_eq!(first.may_be_primary, set(&[1, 3]));
         assert_eq!(
             (&first.sync, &first.voters),
             (&committed.sync, &committed.voters)
         );
         committed = first;
-        let second = due(&committed).unwrap();
+        let second = due_by(&committed, &wish).unwrap();
         assert_eq!(second.sync.members, set(&[3]));
         assert_eq!(second.may_be_primary, set(&[1, 3]));
+
+        // Nobody may any more: agreed on, it could be taken back by a primary only, and there would be none.
+        wish.may_be_primary = set(&[]);
+        let third = due_by(&committed, &wish).unwrap();
+        assert_eq!(third.may_be_primary, set(&[1, 3]));
     }
 
     #[test]

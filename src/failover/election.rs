@@ -362,7 +362,7 @@ impl<I: Id> Node<I> {
             Ok(None) => return,
             Err(why) => return self.give_up(now, why),
         };
-        if !outcome.basis.may_be_primary.contains(&self.me) && !self.errs(Mistake::PolicyIgnored) {
+        if !self.permitted_by(&outcome.basis) {
             return self.give_up(now, "the policy permits no primary here");
         }
         if !outcome.everybody {

@@ -158,6 +158,8 @@ pub struct Wish<I: Id> {
     pub witness: Option<I>,
     /// Who may become primary.
     pub may_be_primary: BTreeSet<I>,
+    /// Who may not, as the operator says, whatever was agreed before.
+    pub barred: BTreeSet<I>,
     /// Whether commits may go on without standbys.
     pub durability: Durability,
 }

@@ -239,7 +239,7 @@ impl<I: Id> Node<I> {
             .intersection(&configuration.voters)
             .cloned()
             .collect();
-        if configuration.may_be_primary.is_empty() {
+        if configuration.may_be_primary.is_empty() || self.barred(&self.me) {
             return self.give_up(now, "the policy permits no primary here");
         }
         configuration.sync = Rule {

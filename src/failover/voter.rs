@@ -16,6 +16,7 @@ impl<I: Id> Node<I> {
         self.primary_asks(from, term);
         let granted = term > self.durable.promised
             && self.silent(now)
+            && !self.barred(from)
             && !matches!(self.role, Role::Primary(_));
         self.send(
             from,
@@ -67,7 +68,9 @@ impl<I: Id> Node<I> {
         // A healthy primary isn't deposed because one link is bad; and while this instance serves, it is the
         // proof that there is one.
         let hears = !mine && !self.silent(now);
-        if hears || matches!(self.role, Role::Primary(_)) {
+        // Nor is one elected who may not be primary any more, even if that isn't agreed on yet.
+        let barred = !mine && self.barred(&from);
+        if hears || barred || matches!(self.role, Role::Primary(_)) {
             return self.send(&from, Message::Refused { term, promised });
         }
         if mine {

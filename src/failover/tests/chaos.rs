@@ -189,7 +189,7 @@ impl World {
                 if !self.wish.voters.remove(&id) {
                     self.wish.voters.insert(id);
                 }
-                // A store of which nobody may be primary stays down by right, and can't be asked to change.
+                // A store of which nobody may be primary stays down by right.
                 if self.wish.may_be_primary.contains(&id)
                     && self.wish.may_be_primary.len() < self.slots.len()
                     || self.wish.voters.len() < 3
@@ -201,7 +201,9 @@ impl World {
             Kind::Policy => {
                 let ids: Vec<V> = self.slots.iter().map(|s| s.id).collect();
                 let may: BTreeSet<V> = ids.into_iter().filter(|_| !self.rng.one_in(3)).collect();
-                if self.short_of().is_none() && !may.is_disjoint(&self.wish.voters) {
+                if self.short_of().is_none() {
+                    let ids = self.slots.iter().map(|s| s.id);
+                    self.wish.barred = ids.filter(|id| !may.contains(id)).collect();
                     self.wish.may_be_primary = may;
                 }
                 self.wish_again();
@@ -299,7 +301,8 @@ impl World {
         slot.disk = crate::failover::Durable::default();
         slot.pg.wal = super::postgres::Wal::default();
         slot.pg.copy = false;
-        for set in [&mut self.wish.voters, &mut self.wish.may_be_primary] {
+        let wish = &mut self.wish;
+        for set in [&mut wish.voters, &mut wish.may_be_primary, &mut wish.barred] {
             if set.remove(&old) {
                 set.insert(new);
             }
@@ -354,6 +357,7 @@ impl World {
         self.blocked.clear();
         let all: BTreeSet<V> = self.slots.iter().map(|s| s.id).collect();
         self.wish.may_be_primary.clone_from(&all);
+        self.wish.barred.clear();
         self.wish.voters = all;
         self.wish.voters.extend(self.wish.witness);
         for i in 0..self.slots.len() {

@@ -50,6 +50,7 @@ fn run_at(seed: u64, trace: bool, mistake: Option<Mistake>, far: u64) -> Report 
         voters: copies.iter().copied().chain(witness).collect(),
         witness,
         may_be_primary: copies,
+        barred: BTreeSet::new(),
         durability,
     };
     let mut plan = Plan::random(&mut rng);

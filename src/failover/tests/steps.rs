@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::failover::{
-    Configuration, Copy, Durability, Durable, Effect, Era, Event, Message, Node, Rule, Timing,
+    Configuration, Copy, Durability, Durable, Effect, Era, Event, Message, Node, Rule, Timing, Wish,
 };
 
 fn set(ids: &[&'static str]) -> BTreeSet<&'static str> {
@@ -46,6 +46,68 @@ fn standby(me: &'static str) -> Node<&'static str> {
     let mut node = Node::new(me, durable, Timing::new(3_000), 0, 7);
     let _ = node.step(0, Event::Standby { end: 100 });
     node
+}
+
+/// Found on the test bed: every node of a store was abroad for a moment, which all agreed on, so that nobody could be
+/// elected when they were home again; and what is agreed on takes a moment in which one that is abroad could be.
+#[test]
+fn whoever_is_barred_is_not_elected_until_the_operator_says_otherwise() {
+    let wish = |barred: &[&'static str]| {
+        let all = set(&["a", "b", "c"]);
+        let barred: BTreeSet<_> = barred.iter().copied().collect();
+        Event::Wish(Wish {
+            voters: all.clone(),
+            may_be_primary: all.difference(&barred).copied().collect(),
+            barred,
+            ..Wish::default()
+        })
+    };
+    let stands = |effects: &[Effect<&'static str>]| {
+        let mut all = effects.iter();
+        all.any(|e| matches!(e, Effect::Send(_, Message::RequestVote { .. })))
+    };
+    // Whether it stands within half a second in which everybody would vote for it.
+    let elected = |node: &mut Node<&'static str>, from: u64| {
+        (from..from + 500).step_by(5).any(|now| {
+            let effects = node.step(now, Event::Tick);
+            let term = effects.iter().find_map(|e| match e {
+                Effect::Send(_, Message::PreVote { term }) => Some(*term),
+                _ => None,
+            });
+            let Some(term) = term else {
+                return stands(&effects);
+            };
+            let message = Message::PreVoted {
+                term,
+                granted: true,
+                promised: 1,
+                configuration: Some(configuration()),
+            };
+            let answered = node.step(now, Event::Message { from: "c", message });
+            stands(&effects) || stands(&answered)
+        })
+    };
+    let granted = |node: &mut Node<&'static str>, now| {
+        let message = Message::PreVote { term: 2 };
+        let effects = node.step(now, Event::Message { from: "c", message });
+        effects
+            .iter()
+            .any(|e| matches!(e, Effect::Send(_, Message::PreVoted { granted: true, .. })))
+    };
+    // A voter gives no vote to one who is barred.
+    let mut b = standby("b");
+    let _ = b.step(1, wish(&["c"]));
+    let _ = b.step(10_000, Event::Dead("a"));
+    assert!(!granted(&mut b, 10_000));
+    let _ = b.step(10_001, wish(&[]));
+    assert!(granted(&mut b, 10_002));
+    // Who is barred himself doesn't stand, whoever would vote for him.
+    let mut b = standby("b");
+    let _ = b.step(1, wish(&["b"]));
+    let _ = b.step(10_000, Event::Dead("a"));
+    assert!(!elected(&mut b, 10_000));
+    let _ = b.step(11_000, wish(&[]));
+    assert!(elected(&mut b, 11_000) || elected(&mut b, 11_500));
 }
 
 /// Found on the test bed: another look at the votes while it was cut off from its source made a coordinator fetch

@@ -240,9 +240,6 @@ impl Agent {
             ..Wish::default()
         };
         for entry in store.status.iter().flat_map(|s| &s.instances) {
-            if entry.leaving == Some(true) {
-                continue;
-            }
             let now = present.into_iter().flat_map(|c| &c.voters);
             let known: Vec<String> = now
                 .filter(|v| names::instance_of(v) == entry.name)
@@ -254,6 +251,12 @@ impl Agent {
                 Some(id) => vec![names::voter(&entry.name, id)],
                 None => known,
             };
+            if entry.may_be_primary == Some(false) {
+                wish.barred.extend(ids.iter().cloned());
+            }
+            if entry.leaving == Some(true) {
+                continue;
+            }
             for id in ids {
                 let may = match entry.may_be_primary {
                     Some(may) => may,

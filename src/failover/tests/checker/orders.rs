@@ -101,6 +101,7 @@ fn scenarios(large: bool) -> Vec<(&'static str, Scenario)> {
                     voters: BTreeSet::from([0, 1]),
                     witness: None,
                     may_be_primary: BTreeSet::from([0, 1]),
+                    barred: BTreeSet::new(),
                     durability: Durability::Required,
                 }),
                 ..three
