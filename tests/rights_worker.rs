@@ -396,6 +396,7 @@ async fn whatever_fails_nothing_is_lost_and_nothing_closed_without_proof() {
         slowest = slowest.max(normal + rest);
         asked.extend(one_more);
         checker::check(&bed, &asked, &others).await;
+        assert_eq!(bed.gateway.ended(), None, "the gateway ended by itself");
         for worker in &bed.workers {
             zombies += worker.metric("rights_outdated_results_total", "").await;
         }

@@ -9,7 +9,8 @@
 //! Owns taking such a file away before PostgreSQL starts. Never takes one away unless an older file of the same segment
 //! holds more of the same history: one that goes on behind the place where the timelines part holds another history.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::agent::wal;
@@ -20,6 +21,9 @@ use crate::failover::Lsn;
 
 /// How long reading one file of the log may take.
 const LIMIT: Duration = Duration::from_secs(60);
+/// In how many segments partings are looked at, the newest first: a standby that was away for several failovers goes over
+/// to one timeline after the other.
+const PARTINGS: usize = 4;
 
 /// A file of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,41 +60,49 @@ pub async fn clear(
     let Some((newest, history)) = newest(&folder)? else {
         return Ok(Vec::new());
     };
-    let Some(parting) = history.last().map(|(_, at)| *at) else {
-        return Ok(Vec::new());
-    };
     let Some(size) = wal::segment_size(&folder) else {
         return Ok(Vec::new());
     };
-    let path = |timeline| folder.join(wal::segment_name(timeline, parting, size));
-    let mut pieces = Vec::new();
-    let older = history.iter().rev().map(|(t, at)| (*t, Some(*at)));
-    for (timeline, left) in std::iter::once((newest, None)).chain(older) {
-        let file = path(timeline);
-        if !file.exists() {
+    let partings: BTreeSet<Lsn> = history.iter().map(|(_, at)| at - at % size).collect();
+    let mut gone = Vec::new();
+    for start in partings.into_iter().rev().take(PARTINGS) {
+        let path = |timeline| folder.join(wal::segment_name(timeline, start, size));
+        let next = |timeline| folder.join(wal::segment_name(timeline, start + size, size));
+        let older = history.iter().rev().map(|(t, at)| (*t, Some(*at)));
+        let all = std::iter::once((newest, None)).chain(older);
+        let there: Vec<(u32, Option<Lsn>)> = all.filter(|(t, _)| path(*t).exists()).collect();
+        if there.len() < 2 {
             continue;
         }
-        // What was left before the end of a newer file has nothing to add to it.
-        let longest = pieces.iter().map(|p: &Piece| p.end).max();
-        if left.is_some_and(|left| longest.is_some_and(|end| left <= end)) {
-            break;
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (timeline, left) in there {
+            // What was left before the end of a newer file has nothing to add to it.
+            let longest = pieces.iter().map(|p| p.end).max();
+            if left.is_some_and(|left| longest.is_some_and(|end| left <= end)) {
+                break;
+            }
+            // A record that begins before the place where the timeline was left may end in the next file.
+            let further = Some(next(timeline)).filter(|f| left.is_some() && f.exists());
+            let files = [Some(path(timeline)), further];
+            let Some(end) = end(programs, files.iter().flatten(), start, children).await? else {
+                pieces.clear();
+                break;
+            };
+            pieces.push(Piece {
+                timeline,
+                left,
+                end,
+            });
         }
-        let Some(end) = end(programs, &file, parting - parting % size, children).await? else {
-            return Ok(Vec::new());
-        };
-        pieces.push(Piece {
-            timeline,
-            left,
-            end,
-        });
-    }
-    let gone = too_short(&pieces);
-    for timeline in &gone {
-        let file = path(*timeline);
-        std::fs::remove_file(&file).map_err(|e| format!("can't remove {}: {e}", file.display()))?;
+        for timeline in too_short(&pieces) {
+            let file = path(timeline);
+            std::fs::remove_file(&file)
+                .map_err(|e| format!("can't remove {}: {e}", file.display()))?;
+            gone.push(timeline);
+        }
     }
     if !gone.is_empty() {
-        files::sync_parent(&path(newest))
+        files::sync_parent(&folder.join("0"))
             .map_err(|e| format!("can't sync {}: {e}", folder.display()))?;
     }
     Ok(gone)
@@ -132,15 +144,15 @@ fn parse_history(text: &str) -> Left {
         .collect()
 }
 
-/// Behind the last whole record of a file that begins at `start`; none if that can't be told.
+/// Behind the last whole record of files of which the first begins at `start`; none if that can't be told.
 async fn end(
     programs: &Programs,
-    file: &Path,
+    files: impl Iterator<Item = &PathBuf>,
     start: Lsn,
     children: &Children,
 ) -> Result<Option<Lsn>, String> {
     let mut command = programs::command(&programs.dir, "pg_waldump");
-    command.arg("--stats").arg(file);
+    command.arg("--stats").args(files);
     // It ends with an error wherever the log ends within the file.
     let said = programs::said(command, LIMIT, children).await?;
     if let Some(end) = parse_stats(&said.0) {

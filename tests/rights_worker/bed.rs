@@ -96,6 +96,8 @@ impl Process {
 
     /// Starts it if it doesn't run.
     pub fn start(&self) {
+        let wrong = *self.clock.lock().unwrap();
+        let library = (wrong != 0).then(faketime);
         let mut child = self.child.lock().unwrap();
         let gone = match child.as_mut() {
             None => true,
@@ -103,11 +105,10 @@ impl Process {
         };
         if gone {
             let mut command = (self.make)();
-            let wrong = *self.clock.lock().unwrap();
-            if wrong != 0 {
+            if let Some(library) = library {
                 // Of the clocks only the one that tells the time of day: the other can't be set.
                 command
-                    .env("LD_PRELOAD", faketime())
+                    .env("LD_PRELOAD", library)
                     .env("FAKETIME", format!("{wrong:+}s"))
                     .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
             }
@@ -125,6 +126,10 @@ impl Process {
         if let Some(mut child) = self.child.lock().unwrap().take() {
             signal(&child, Signal::SIGKILL);
             child.wait().unwrap();
+            // What a wrong clock leaves behind if it is killed, and would keep its successor from working.
+            for name in ["faketime_shm_", "sem.faketime_sem_"] {
+                let _ = std::fs::remove_file(format!("/dev/shm/{name}{}", child.id()));
+            }
         }
     }
 

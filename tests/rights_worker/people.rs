@@ -1,7 +1,7 @@
 //! People, what is held of them, and their requests.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use domicile::api::rights_workflow::Regime;
 use domicile::rights::config::Target;
@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::bed::Bed;
+use crate::bed::{Bed, PATIENCE};
 use crate::client::{Client as Desk, post};
 
 #[derive(Clone, Debug)]
@@ -152,7 +152,9 @@ pub async fn ask(desk: &mut Desk, people: &[Person]) -> BTreeMap<Uuid, Person> {
         let body = json!({ "kind": "deletion",
             "identifiers": { "customerId": person.id, "email": person.email } });
         let key = Uuid::now_v7().to_string();
+        let began = Instant::now();
         let id = loop {
+            assert!(began.elapsed() < PATIENCE, "the gateway takes nothing");
             let answer = desk.try_ask(post("/v1/requests", Some(&key), &body)).await;
             match answer {
                 Ok(answer) if [200, 201].contains(&answer.status) => break answer.id(),

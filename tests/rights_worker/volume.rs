@@ -4,11 +4,13 @@
 //! it does, that process reads the end of its input, and what it has mounted goes.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 
 const SCRIPT: &str = r#"
+trap '' INT TERM HUP QUIT
 mounted=
 while read -r what dir; do
   case $what in
@@ -31,6 +33,8 @@ static ROOT: Mutex<Option<Root>> = Mutex::new(None);
 pub fn prepare(uid: u32, gid: u32) {
     let mut child = Command::new("sh")
         .args(["-c", SCRIPT, "volumes", &uid.to_string(), &gid.to_string()])
+        // What ends the test by its group, as Ctrl-C does, must not end this first.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
