@@ -19,7 +19,8 @@
 //! - A voter answers a vote only after its receiver (or its PostgreSQL, if it was a primary) is gone and the
 //!   promise is on disk.
 //! - A commit acknowledged by anyone is on every later primary.
-//! - Nobody is promoted who is not in `may_be_primary` of a configuration that a majority has accepted.
+//! - Nobody is promoted who is not in `may_be_primary` of a configuration that a majority has accepted; nor one whom the
+//!   operator calls outside, once a majority has heard of it.
 //! - A copy whose content isn't certain (`rebuilding`) is counted as a vote, never as data.
 
 mod candidate;
