@@ -268,7 +268,7 @@ impl Hands<'_> {
         delete(&self.api(resource), name, uid).await
     }
 
-    /// Ends exactly this pod, which has [`FENCE_GRACE`] for it, whatever it asks for itself and whenever its end began;
+    /// Ends exactly this pod, which has two seconds for it, whatever it asks for itself and whenever its end began;
     /// one that is gone, or another in its place, is no failure.
     ///
     /// # Errors

@@ -81,8 +81,9 @@ async fn measure(ground: &Ground, plan: &Plan, folder: &Path) -> Result<Vec<Stri
     let mut in_a_row = 0;
     for case in &plan.cases {
         let workflow = *case == Case::WorkerRelabelled && count(folder, *case)? < plan.runs;
-        if workflow {
-            worker::begin(ground).await?;
+        if workflow && let Err(e) = worker::begin(ground).await {
+            failures.push(failed(ground, case.name(), &e).await?);
+            in_a_row = PATIENCE;
         }
         while count(folder, *case)? < plan.runs && in_a_row < PATIENCE {
             let number = count(folder, *case)?;
@@ -107,8 +108,8 @@ async fn measure(ground: &Ground, plan: &Plan, folder: &Path) -> Result<Vec<Stri
             }
         }
         in_a_row = 0;
-        if workflow {
-            worker::end(ground).await?;
+        if workflow && let Err(e) = worker::end(ground).await {
+            failures.push(failed(ground, case.name(), &e).await?);
         }
     }
     loop {

@@ -46,22 +46,29 @@ pub async fn run(ground: &Ground, case: Case) -> Result<Vec<(Case, Sample)>> {
     for copy in outside {
         victims.push((copy, Victim::find(&ground.scope, &copy.name).await?));
     }
+    // Of those that were stopped meanwhile there is nothing left to go on.
+    let wake = || {
+        for (_, victim) in &victims {
+            let _ = victim.stall(false);
+        }
+    };
     if case == Case::HungRelabelled {
         // It does nothing of what it is asked any more, its own end included.
-        for (_, victim) in victims.iter().filter(|(copy, _)| !copy.primary) {
-            victim.stall(true)?;
-        }
+        let mut standbys = victims.iter().filter(|(copy, _)| !copy.primary);
+        standbys
+            .try_for_each(|(_, victim)| victim.stall(true))
+            .inspect_err(|_| wake())?;
     }
     let begin = Instant::now();
-    match case {
-        Case::TwoRegionsMatch => region(&ground.harness, "eu-central", "us-east-1").await?,
-        Case::PolicyNarrowed => permit(&ground.harness, &["us-west"]).await?,
+    let changed = match case {
+        Case::TwoRegionsMatch => region(&ground.harness, "eu-central", "us-east-1").await,
+        Case::PolicyNarrowed => permit(&ground.harness, &["us-west"]).await,
         _ => {
-            ground
-                .label(&node, &json!({ REGION: "eu-central-1" }))
-                .await?;
+            let abroad = json!({ REGION: "eu-central-1" });
+            ground.label(&node, &abroad).await
         }
-    }
+    };
+    changed.inspect_err(|_| wake())?;
     let measured = victims
         .iter()
         .map(|(copy, victim)| measure(ground, case, copy, victim, begin));
@@ -71,11 +78,8 @@ pub async fn run(ground: &Ground, case: Case) -> Result<Vec<(Case, Sample)>> {
         &victims.iter().map(|(c, _)| c.name.as_str()).collect(),
         begin,
     );
-    if case == Case::HungRelabelled && measured.is_err() {
-        for (_, victim) in &victims {
-            // Of those that were stopped there is nothing left to go on.
-            let _ = victim.stall(false);
-        }
+    if measured.is_err() {
+        wake();
     }
     ground.heal().await?;
     let mut measured = measured?;
