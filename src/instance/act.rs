@@ -114,6 +114,11 @@ impl Manager {
         // acknowledge a commit.
         sync::write(&self.config.run, sync::NOBODY)?;
         if mode == Mode::Standby {
+            // PostgreSQL wouldn't start beside them either, but until then a receiver that hangs would go on
+            // acknowledging what it writes to a file that is taken away below.
+            if !self.agent.server.is_over()? {
+                anyhow::bail!("processes of the last one live still");
+            }
             let signal = self.volume.data().join("standby.signal");
             if !signal.exists() {
                 files::replace_durably(&signal, b"", 0o600)?;

@@ -8,6 +8,8 @@
 //!
 //! Owns taking such a file away before PostgreSQL starts. Never takes one away unless an older file of the same segment
 //! holds more of the same history: one that goes on behind the place where the timelines part holds another history.
+//! Never is to run while a process of the last PostgreSQL lives: a receiver that hung would go on writing, and
+//! acknowledging, what is in no folder any more.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -108,11 +110,8 @@ pub async fn clear(
     Ok(gone)
 }
 
-/// Where timelines were left for the next one, oldest first.
-type Left = Vec<(u32, Lsn)>;
-
-/// The newest timeline, and where those before it were left.
-fn newest(folder: &Path) -> Result<Option<(u32, Left)>, String> {
+/// The newest timeline, and those before it.
+fn newest(folder: &Path) -> Result<Option<(u32, wal::Left)>, String> {
     let entries = std::fs::read_dir(folder).map_err(|e| format!("can't read pg_wal: {e}"))?;
     let names = entries
         .flatten()
@@ -124,24 +123,9 @@ fn newest(folder: &Path) -> Result<Option<(u32, Left)>, String> {
     let Some(newest) = timelines.max() else {
         return Ok(None);
     };
-    let file = folder.join(format!("{newest:08X}.history"));
-    let bytes = files::read_bounded(&file, 1 << 20)
-        .map_err(|e| format!("can't read {}: {e}", file.display()))?
-        .unwrap_or_default();
-    Ok(Some((
-        newest,
-        parse_history(&String::from_utf8_lossy(&bytes)),
-    )))
-}
-
-fn parse_history(text: &str) -> Left {
-    let lines = text.lines().map(str::trim).filter(|l| !l.starts_with('#'));
-    lines
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            Some((words.next()?.parse().ok()?, wal::parse_lsn(words.next()?)?))
-        })
-        .collect()
+    let history = wal::history(folder, newest)
+        .ok_or_else(|| format!("can't understand the history of timeline {newest}"))?;
+    Ok(Some((newest, history)))
 }
 
 /// Behind the last whole record of files of which the first begins at `start`; none if that can't be told.
@@ -208,11 +192,6 @@ mod tests {
 
     #[test]
     fn what_postgresql_says() {
-        let history = "1\t0/1B86FA8\tno recovery target specified\n\n# x\n2\t1/5055E40\tno\n";
-        assert_eq!(
-            parse_history(history),
-            [(1, 0x1B8_6FA8), (2, 0x1_0505_5E40)]
-        );
         let stats = "WAL statistics between 0/5000028 and 0/501FB20:\nType   N\n";
         assert_eq!(parse_stats(stats), Some(0x501_FB20));
         assert_eq!(parse_stats(""), None);

@@ -58,6 +58,15 @@ impl Server {
         process.alive().then_some(process)
     }
 
+    /// Whether nothing lives any more of the one that was started last, not even a process that outlived its postmaster.
+    ///
+    /// # Errors
+    /// If `/proc` can't be read.
+    pub fn is_over(&self) -> std::io::Result<bool> {
+        let family = self.state().family.clone();
+        family.map_or(Ok(true), |mut family| Ok(family.living()?.is_empty()))
+    }
+
     /// Whether it accepts writes, or may in a moment.
     #[must_use]
     pub fn leads(&self) -> bool {
@@ -114,11 +123,13 @@ mod tests {
         assert_eq!(family.postmaster(), is);
         assert_eq!(server.ended(), (Some(is), true));
         assert!(server.stops(None).is_some());
+        assert!(!server.is_over().unwrap());
         for child in [&mut first, &mut second] {
             child.kill().unwrap();
             child.wait().unwrap();
         }
         assert_eq!(server.process(), None);
+        assert!(server.is_over().unwrap());
         assert_eq!(server.latest(), Some(is));
     }
 }

@@ -92,17 +92,34 @@ pub fn parse_lsn(text: &str) -> Option<Lsn> {
     (low <= 0xFFFF_FFFF && high <= 0xFFFF_FFFF).then_some((high << 32) | low)
 }
 
+/// The timelines before a timeline, each with where it was left for the next one; oldest first.
+pub type Left = Vec<(u32, Lsn)>;
+
+/// What a timeline's history file says. None if there is none, or not all of it can be understood: of a history with a
+/// gap, nothing may be concluded.
+#[must_use]
+pub fn history(wal: &Path, timeline: u32) -> Option<Left> {
+    let path = wal.join(format!("{timeline:08X}.history"));
+    let bytes = files::read_bounded(&path, 1 << 20).ok()??;
+    parse_history(std::str::from_utf8(&bytes).ok()?)
+}
+
+fn parse_history(text: &str) -> Option<Left> {
+    let lines = text.lines().map(str::trim);
+    lines
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.parse().ok()?, parse_lsn(words.next()?)?))
+        })
+        .collect()
+}
+
 /// Where `timeline` forked, from its history file.
 #[must_use]
 pub fn fork(data: &Path, timeline: u32) -> Option<Lsn> {
-    let path = data.join("pg_wal").join(format!("{timeline:08X}.history"));
-    let bytes = files::read_bounded(&path, 1 << 20).ok()??;
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let last = text
-        .lines()
-        .map(str::trim)
-        .rfind(|l| !l.is_empty() && !l.starts_with('#'))?;
-    parse_lsn(last.split_whitespace().nth(1)?)
+    let (_, at) = history(&data.join("pg_wal"), timeline)?.pop()?;
+    Some(at)
 }
 
 #[cfg(test)]
@@ -118,6 +135,21 @@ mod tests {
         );
         assert_eq!(parse_lsn("1/3000028"), Some(0x1_0300_0028));
         assert_eq!(parse_lsn("1"), None);
+    }
+
+    #[test]
+    fn a_history_is_understood_whole_or_not_at_all() {
+        let text = "1\t0/1B86FA8\tno recovery target specified\n\n# x\n2\t1/5055E40\tno\n";
+        let all = vec![(1, 0x1B8_6FA8), (2, 0x1_0505_5E40)];
+        assert_eq!(parse_history(text), Some(all));
+        for half in [
+            "1\t0/1B86FA8\tno\n2",
+            "1\t0/1B86FA8\tno\n2\tx\tno",
+            "y\t0/1\tno",
+        ] {
+            assert_eq!(parse_history(half), None, "{half}");
+        }
+        assert_eq!(parse_history(""), Some(Vec::new()));
     }
 
     #[test]
