@@ -83,16 +83,13 @@ impl Victim {
     }
 
     /// Whether any process of a program runs in it, as the machine's list of processes has it.
-    #[must_use]
-    pub fn runs(&self, program: &str) -> bool {
-        let all = self.processes();
-        all.is_ok_and(|all| all.iter().any(|p| p.name == program))
-    }
-
-    /// Whether PostgreSQL runs in it, as the machine's list of processes has it.
-    #[must_use]
-    pub fn serves(&self) -> bool {
-        self.postmaster().is_ok()
+    ///
+    /// # Errors
+    /// If the pod's cgroups can't be looked for: that isn't the same as nothing running.
+    pub fn runs(&self, program: &str) -> Result<bool> {
+        let all = cgroups::pod_processes(&self.uid)?;
+        let mut all = all.into_iter().filter_map(Process::read);
+        Ok(all.any(|p| p.name == program))
     }
 
     /// SIGKILL to PostgreSQL's first process.

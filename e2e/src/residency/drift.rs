@@ -3,17 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::case::Case;
-use super::ground::{Copy, Ground, LIMIT, REGION, permit, region};
+use super::ground::{Copy, Ground, REGION, permit, region};
 use super::sample::Sample;
 use crate::failover::inject::Victim;
 use crate::topology::NODES;
-
-/// The goals: found within this, stopped within as much more.
-pub const GOAL: f64 = 5.0;
 
 /// Makes the change once, and puts it back. A sample for each copy that got outside by it, with its case.
 ///
@@ -109,18 +106,8 @@ async fn measure(
     victim: &Victim,
     begin: Instant,
 ) -> Result<(Case, Sample)> {
-    let said = format!("{} is on node {}", copy.name, copy.node);
-    let found = ground.history.first(&copy.store, begin, LIMIT, |s| {
-        s.resident.0 == "False" && s.resident.2.contains(&said)
-    });
-    let (found, stopped) = tokio::join!(found, ground.stopped(victim, "postgres"));
-    let seconds = |at: Instant| at.duration_since(begin).as_secs_f64();
-    let (found, fenced) = (found.map(seconds), stopped.map(seconds)?);
-    let found = match found {
-        Ok(found) => found,
-        // It may have been gone before there was anything to say.
-        Err(e) => bail!("{said}: stopped after {fenced:.2} s, and never said: {e:#}"),
-    };
+    let sample = ground.outside(&copy.store, victim, "postgres", begin);
+    let sample = sample.await?;
     let case = match case {
         Case::PrimaryRelabelled | Case::StandbyRelabelled | Case::HungRelabelled
             if copy.primary =>
@@ -130,7 +117,7 @@ async fn measure(
         Case::PrimaryRelabelled | Case::StandbyRelabelled => Case::StandbyRelabelled,
         other => other,
     };
-    Ok((case, Sample::judged(found, fenced, said, GOAL)))
+    Ok((case, sample))
 }
 
 /// Copies that were called outside and weren't.

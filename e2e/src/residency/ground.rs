@@ -9,6 +9,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use super::history::History;
+use super::sample::Sample;
 use crate::failover::inject::Victim;
 use crate::harness::{Harness, PATIENCE, Scope, condition, instances};
 use crate::topology::NODES;
@@ -127,21 +128,30 @@ impl Ground {
         label(&self.harness, node, labels).await
     }
 
-    /// When nothing of a program ran any more in a pod.
+    /// How long after `begin` it was found that a pod is outside, by the condition of the object whose pod it is, and
+    /// how long until nothing of a program ran in it any more.
     ///
     /// # Errors
-    /// If it goes on.
-    pub async fn stopped(&self, victim: &Victim, program: &str) -> Result<Instant> {
-        let begin = Instant::now();
-        while victim.runs(program) {
-            ensure!(
-                begin.elapsed() < LIMIT,
-                "{} runs after {LIMIT:?}",
-                victim.pod
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(Instant::now())
+    /// If it isn't found, or goes on.
+    pub async fn outside(
+        &self,
+        owner: &str,
+        victim: &Victim,
+        program: &str,
+        begin: Instant,
+    ) -> Result<Sample> {
+        let said = format!("{} is on node {}", victim.pod, victim.node);
+        let found = self.history.first(owner, begin, LIMIT, |s| {
+            s.resident.0 == "False" && s.resident.2.contains(&said)
+        });
+        let (found, stopped) = tokio::join!(found, stopped(victim, program));
+        let seconds = |at: Instant| at.duration_since(begin).as_secs_f64();
+        let fenced = stopped.map(seconds)?;
+        // It may have been gone before there was anything to say.
+        let found = found
+            .map(seconds)
+            .with_context(|| format!("{said}: stopped after {fenced:.2} s, and never said"))?;
+        Ok(Sample::judged(found, fenced, said))
     }
 
     /// Puts policy, Regions and labels back.
@@ -153,6 +163,20 @@ impl Ground {
         region(&self.harness, "eu-central", "eu-central-1").await?;
         relabel_all(&self.harness).await
     }
+}
+
+/// When nothing of a program ran any more in a pod.
+async fn stopped(victim: &Victim, program: &str) -> Result<Instant> {
+    let begin = Instant::now();
+    while victim.runs(program)? {
+        ensure!(
+            begin.elapsed() < LIMIT,
+            "{} runs after {LIMIT:?}",
+            victim.pod
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(Instant::now())
 }
 
 /// A store of two instances in the west and one in the east.

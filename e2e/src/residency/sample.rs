@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+/// The goals: found within so many seconds, stopped within as many more.
+pub const GOAL: f64 = 5.0;
+
 /// Where samples are kept, below the present folder.
 pub const FOLDER: &str = "target/figures/residency.d";
 
@@ -24,14 +27,14 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Of what was found and fenced after so many seconds; each may take `goal` seconds.
+    /// Of what was found and fenced after so many seconds; each may take [`GOAL`].
     #[must_use]
-    pub fn judged(found: f64, fenced: f64, what: String, goal: f64) -> Self {
+    pub fn judged(found: f64, fenced: f64, what: String) -> Self {
         let mut violations = Vec::new();
-        if found > goal {
+        if found > GOAL {
             violations.push(format!("{what}: found after {found:.2} s"));
         }
-        if fenced > found + goal {
+        if fenced > found + GOAL {
             let late = fenced - found;
             violations.push(format!("{what}: stopped {late:.2} s after it was found"));
         }

@@ -8,9 +8,8 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
-use super::drift::GOAL;
 use super::ground::{Copy, Ground, LIMIT, NAME, REGION};
-use super::sample::Sample;
+use super::sample::{GOAL, Sample};
 use crate::harness::wait_for;
 
 /// Replicates from `victim` with the certificate of `thief`, another instance of its store, until it is cut off.

@@ -73,7 +73,7 @@ pub async fn run(ground: &Ground, store: &str) -> Result<Sample> {
         // Nothing has ever run on it.
         if let Some(pod) = scope.api::<Pod>().get_opt(&name).await?
             && pod.spec.as_ref().is_some_and(|s| s.node_name.is_some())
-            && Victim::find(scope, &name).await?.serves()
+            && Victim::find(scope, &name).await?.runs("postgres")?
         {
             sample
                 .violations

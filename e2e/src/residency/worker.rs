@@ -11,8 +11,7 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 
-use super::drift::GOAL;
-use super::ground::{Ground, LIMIT, NAME, REGION};
+use super::ground::{Ground, NAME, REGION};
 use super::sample::Sample;
 use crate::failover::inject::Victim;
 use crate::harness::{PATIENCE, condition, wait_for};
@@ -124,7 +123,9 @@ pub async fn run(ground: &Ground, number: usize) -> Result<Vec<Sample>> {
     ground
         .label(&node, &json!({ REGION: "eu-central-1" }))
         .await?;
-    let each = victims.iter().map(|v| measure(ground, v, begin));
+    let each = victims
+        .iter()
+        .map(|v| ground.outside(WORKFLOW, v, PROGRAM, begin));
     let measured = futures::future::try_join_all(each).await;
     let mut alarms = Vec::new();
     for seen in ground.history.since(WORKFLOW, begin) {
@@ -150,18 +151,4 @@ pub async fn run(ground: &Ground, number: usize) -> Result<Vec<Sample>> {
     ground.whole().await?;
     whole(ground).await?;
     Ok(measured)
-}
-
-async fn measure(ground: &Ground, victim: &Victim, begin: Instant) -> Result<Sample> {
-    let said = format!("{} is on node {}", victim.pod, victim.node);
-    let found = ground.history.first(WORKFLOW, begin, LIMIT, |s| {
-        s.resident.0 == "False" && s.resident.2.contains(&said)
-    });
-    let (found, stopped) = tokio::join!(found, ground.stopped(victim, PROGRAM));
-    let seconds = |at: Instant| at.duration_since(begin).as_secs_f64();
-    let fenced = stopped.map(seconds)?;
-    let found = found
-        .map(seconds)
-        .with_context(|| format!("{said}: stopped after {fenced:.2} s, and never said"))?;
-    Ok(Sample::judged(found, fenced, said, GOAL))
 }
