@@ -19,6 +19,7 @@ ARCHIVE=target/domicile-image.tar
 # dependencies, which are most of the work, stay.
 if [[ -d $CARGO_TARGET_DIR && $(cat "$CARGO_TARGET_DIR/checkout" 2>/dev/null) != "$PWD" ]]; then
   cargo clean --quiet --package domicile --package e2e
+  cargo clean --quiet --release --package e2e
   cargo clean --quiet --release --target "$TARGET" --package domicile
 fi
 mkdir -p "$CARGO_TARGET_DIR"
