@@ -208,7 +208,7 @@ pub struct MySqlTarget {
     pub erase: Vec<TableErasure>,
 }
 
-/// Erasure from Redis or Valkey: keys are found by SCAN and removed by UNLINK, on every master of a cluster.
+/// Erasure from Redis or Valkey: keys are found by SCAN and removed by UNLINK, on a single primary. A Redis Cluster is refused.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RedisTarget {

@@ -222,6 +222,9 @@ fn pod(
         "containers": [{
             "name": process.component, "image": input.settings.image, "imagePullPolicy": "IfNotPresent",
             "command": process.command,
+            // One heap for all threads: with one each, as the C library has it, what a burst took on one thread's is
+            // kept there, and a worker that drained a backlog held twice what it needs.
+            "env": [{ "name": "MALLOC_ARENA_MAX", "value": "1" }],
             "ports": process.ports,
             "startupProbe": { "httpGet": probe("/livez"), "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 60 },
             "livenessProbe": { "httpGet": probe("/livez"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6 },
