@@ -1,10 +1,13 @@
 //! Filings on their way into the ledger: those that come at the same time share a transaction.
 //!
-//! A commit waits for another machine's disk; filings that each waited alone would be few. So what comes while
-//! transactions are under way goes together in the next one.
+//! A commit waits for another machine's disk; filings that each waited alone would be few. So what comes while a
+//! transaction is under way goes together in the next one, which begins when that one ends, or has taken longer than a
+//! commit does: fewer and larger transactions cost less, and one that hangs holds up nobody for long. (With four at a
+//! time from the start, 32 clients that file one by one got three quarters of the rate.)
 //! Never: says that a filing is in the ledger before its commit has returned; takes more than it has room for; files
 //! twice what it tries again (a filing keeps its id, so that a commit whose end wasn't heard of is found).
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +25,9 @@ use crate::rights::ledger::{Filed, LedgerError, SealedFiling};
 pub const BATCH: usize = 256;
 /// Transactions at a time.
 pub const IN_FLIGHT: usize = 4;
+/// After this the next one begins beside it: what a commit takes within a region. Between regions it takes longer, and
+/// several are under way.
+pub const TURN: Duration = Duration::from_millis(20);
 /// Pauses between tries: the first, and the longest. A failover takes about a second.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
@@ -132,7 +138,8 @@ async fn carry(
 ) {
     loop {
         let mut items = Vec::with_capacity(BATCH);
-        if waiting.lock().await.recv_many(&mut items, BATCH).await == 0 {
+        let mut turn = waiting.clone().lock_owned().await;
+        if turn.recv_many(&mut items, BATCH).await == 0 {
             return;
         }
         // Nobody waits for these any more, and whoever filed them has been told to try again.
@@ -142,7 +149,18 @@ async fn carry(
         };
         let (sealed, answers): (Vec<_>, Vec<_>) =
             items.into_iter().map(|i| (i.sealed, i.answer)).unzip();
-        match persist(&*book, &metrics, &sealed, until).await {
+        let mut persisted = pin!(persist(&*book, &metrics, &sealed, until));
+        let persisted = tokio::select! {
+            persisted = &mut persisted => {
+                drop(turn);
+                persisted
+            }
+            () = sleep(TURN) => {
+                drop(turn);
+                persisted.await
+            }
+        };
+        match persisted {
             Ok(filed) => {
                 for (answer, filed) in answers.into_iter().zip(filed) {
                     let _ = answer.send(Ok(filed));

@@ -40,6 +40,8 @@ enum Does {
     Away,
     /// Its disk is full.
     Full,
+    /// It commits, after two seconds.
+    Hangs,
 }
 
 /// A ledger that does what it is told, and then commits.
@@ -67,6 +69,7 @@ impl Book for Fake {
             match does {
                 Does::Away => return Err(LedgerError::Unavailable("away")),
                 Does::Full => return Err(LedgerError::Full("its disk is full")),
+                Does::Hangs => sleep(Duration::from_secs(2)).await,
                 Does::Commits | Does::CommitsUnheard => {}
             }
             let mut rows = self.rows.lock().unwrap();
@@ -111,6 +114,44 @@ async fn what_comes_together_goes_together() {
     let sizes = fake.sizes.lock().unwrap().clone();
     assert!(sizes.len() <= 10, "{sizes:?}");
     assert!(sizes.iter().all(|n| *n <= BATCH), "{sizes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_during_a_commit_goes_in_the_next() {
+    let (fake, intake, _tasks) = start(Fake::default(), 2000);
+    let all = (0..500u64).map(|n| {
+        let intake = intake.clone();
+        async move {
+            sleep(Duration::from_millis(n)).await;
+            let began = Instant::now();
+            assert_eq!(intake.file(sealed(n.into()), until()).await, Ok(Filed::New));
+            began.elapsed()
+        }
+    });
+    let took = futures::future::join_all(all).await;
+    // The rest of the one that is under way, and its own; a few milliseconds of the clock's grain.
+    assert!(
+        took.iter().all(|t| *t <= Duration::from_millis(14)),
+        "{took:?}"
+    );
+    let transactions = fake.sizes.lock().unwrap().len();
+    assert!(transactions <= 110, "{transactions}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_hangs_holds_up_nobody_for_long() {
+    let fake = Fake::default();
+    *fake.next.lock().unwrap() = vec![Does::Hangs];
+    let (_fake, intake, _tasks) = start(fake, 10);
+    let began = Instant::now();
+    let first = tokio::spawn({
+        let intake = intake.clone();
+        async move { intake.file(sealed(1), until()).await }
+    });
+    sleep(Duration::from_millis(6)).await;
+    assert_eq!(intake.file(sealed(2), until()).await, Ok(Filed::New));
+    assert!(began.elapsed() < 3 * TURN, "{:?}", began.elapsed());
+    assert_eq!(first.await.unwrap(), Ok(Filed::New));
 }
 
 #[tokio::test(start_paused = true)]
