@@ -101,7 +101,8 @@ pub type Left = Vec<(u32, Lsn)>;
 pub fn history(wal: &Path, timeline: u32) -> Option<Left> {
     let path = wal.join(format!("{timeline:08X}.history"));
     let bytes = files::read_bounded(&path, 1 << 20).ok()??;
-    parse_history(std::str::from_utf8(&bytes).ok()?)
+    // Why a timeline was begun is in a person's words, in whatever encoding; only the positions matter.
+    parse_history(&String::from_utf8_lossy(&bytes))
 }
 
 fn parse_history(text: &str) -> Option<Left> {
