@@ -8,8 +8,8 @@
 //!
 //! Owns taking such a file away before PostgreSQL starts. Never takes one away unless an older file of the same segment
 //! holds more of the same history: one that goes on behind the place where the timelines part holds another history.
-//! Never is to run while a process of the last PostgreSQL lives: a receiver that hung would go on writing, and
-//! acknowledging, what is in no folder any more.
+//! Never makes sure that nothing of the last PostgreSQL lives, which its caller must: a receiver that hung would go on
+//! writing, and acknowledging, what is in no folder any more.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

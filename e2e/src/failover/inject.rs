@@ -58,10 +58,16 @@ impl Victim {
         })
     }
 
-    fn processes(&self) -> Result<Vec<Process>> {
+    /// Its processes, if it has any.
+    fn found(&self) -> Result<Vec<Process>> {
         let all = cgroups::pod_processes(&self.uid)?;
-        ensure!(!all.is_empty(), "the pod {} has no process", self.pod);
         Ok(all.into_iter().filter_map(Process::read).collect())
+    }
+
+    fn processes(&self) -> Result<Vec<Process>> {
+        let all = self.found()?;
+        ensure!(!all.is_empty(), "the pod {} has no process", self.pod);
+        Ok(all)
     }
 
     /// PostgreSQL's first process, whose parent isn't PostgreSQL.
@@ -87,9 +93,7 @@ impl Victim {
     /// # Errors
     /// If the pod's cgroups can't be looked for: that isn't the same as nothing running.
     pub fn runs(&self, program: &str) -> Result<bool> {
-        let all = cgroups::pod_processes(&self.uid)?;
-        let mut all = all.into_iter().filter_map(Process::read);
-        Ok(all.any(|p| p.name == program))
+        Ok(self.found()?.iter().any(|p| p.name == program))
     }
 
     /// SIGKILL to PostgreSQL's first process.

@@ -106,8 +106,9 @@ async fn measure(
     victim: &Victim,
     begin: Instant,
 ) -> Result<(Case, Sample)> {
-    let sample = ground.outside(&copy.store, victim, "postgres", begin);
-    let sample = sample.await?;
+    let sample = ground
+        .outside(&copy.store, victim, "postgres", begin)
+        .await?;
     let case = match case {
         Case::PrimaryRelabelled | Case::StandbyRelabelled | Case::HungRelabelled
             if copy.primary =>

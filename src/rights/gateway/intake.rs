@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use rand::Rng as _;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::error;
 
 use super::metrics::Metrics;
@@ -138,7 +138,7 @@ async fn carry(
 ) {
     loop {
         let mut items = Vec::with_capacity(BATCH);
-        let mut turn = waiting.clone().lock_owned().await;
+        let mut turn = waiting.lock().await;
         if turn.recv_many(&mut items, BATCH).await == 0 {
             return;
         }
@@ -150,15 +150,11 @@ async fn carry(
         let (sealed, answers): (Vec<_>, Vec<_>) =
             items.into_iter().map(|i| (i.sealed, i.answer)).unzip();
         let mut persisted = pin!(persist(&*book, &metrics, &sealed, until));
-        let persisted = tokio::select! {
-            persisted = &mut persisted => {
-                drop(turn);
-                persisted
-            }
-            () = sleep(TURN) => {
-                drop(turn);
-                persisted.await
-            }
+        let in_time = timeout(TURN, &mut persisted).await;
+        drop(turn);
+        let persisted = match in_time {
+            Ok(persisted) => persisted,
+            Err(_) => persisted.await,
         };
         match persisted {
             Ok(filed) => {
