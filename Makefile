@@ -64,7 +64,7 @@ bench-failover: setup ## What a failover costs (RUNS=n, CASES=…, LATENCY="0 40
 bench-residency: setup ## How soon copies outside are found and stopped (RUNS=n, CASES=…, FAILOVERS=n, FRESH=1); goes on where it stopped
 	@scripts/bench residency
 
-bench-rights: setup ## What rights requests cost (RUNS=n, BATCH=n): accepted, erased, drained, memory; beside pgbench
+bench-rights: setup ## What rights requests cost (RUNS=n, BATCH=n, CASES=…): accepted, erased, drained, memory; beside pgbench
 	@scripts/bench rights
 
 break: ## Cut the demo's primary off before your eyes, and let it come home

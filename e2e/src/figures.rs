@@ -33,25 +33,29 @@ impl Figure {
     /// # Errors
     /// If there are none.
     pub fn new(name: &str, unit: &str, samples: &[f64]) -> Result<Self> {
-        ensure!(!samples.is_empty(), "{name}: nothing was measured");
-        let mut sorted = samples.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let at = |hundredths: usize| {
-            sorted[(sorted.len() * hundredths)
-                .div_ceil(100)
-                .clamp(1, sorted.len())
-                - 1]
-        };
+        let at = |hundredths| hundredth(samples, hundredths).with_context(|| name.to_owned());
         Ok(Self {
             name: name.to_owned(),
             unit: unit.to_owned(),
-            runs: sorted.len(),
-            min: at(0),
-            p50: at(50),
-            p95: at(95),
-            max: at(100),
+            runs: samples.len(),
+            min: at(0)?,
+            p50: at(50)?,
+            p95: at(95)?,
+            max: at(100)?,
         })
     }
+}
+
+/// What so many of a hundred samples were at most; with 0 the smallest, with too few samples the largest.
+///
+/// # Errors
+/// If there are none.
+pub fn hundredth(samples: &[f64], hundredths: usize) -> Result<f64> {
+    ensure!(!samples.is_empty(), "nothing was measured");
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = (sorted.len() * hundredths).div_ceil(100);
+    Ok(sorted[place.clamp(1, sorted.len()) - 1])
 }
 
 /// Writes rows into a file beside those that others have written there, and shows all.

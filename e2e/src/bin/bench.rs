@@ -89,7 +89,10 @@ enum Bench {
     },
     /// What rights requests cost: accepted, erased, drained, memory; beside pgbench on the same store.
     Rights {
-        /// Measurements of each rate; twenty times as many requests are followed one by one.
+        /// Only these cases.
+        #[arg(long, value_delimiter = ',')]
+        cases: Vec<e2e::rights::bench::Case>,
+        /// Measurements of each rate; two hundred times as many requests are followed one by one.
         #[arg(long, default_value_t = 5)]
         runs: usize,
         /// Requests filed at once.
@@ -186,6 +189,7 @@ async fn execute(bench: Bench) -> Result<()> {
         }
         Bench::Commit { runs, seconds } => commit::bench(commit::Plan { runs, seconds }).await,
         Bench::Rights {
+            cases,
             runs,
             batch,
             seconds,
@@ -193,6 +197,7 @@ async fn execute(bench: Bench) -> Result<()> {
             surge,
         } => {
             let plan = e2e::rights::bench::Plan {
+                cases,
                 runs,
                 batch,
                 seconds,

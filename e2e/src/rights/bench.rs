@@ -5,6 +5,7 @@
 //! step ended, and in which order, in the ledger. The test bed's cores are shared by everything that is measured, the
 //! clients included.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -20,7 +21,7 @@ use super::surge::{self, Load, Surge};
 use super::workflow::{ledger, wait_workflow};
 use crate::failover::session::{Connector, Session};
 use crate::failover::store;
-use crate::figures::{Figure, publish};
+use crate::figures::{Figure, hundredth, merge};
 use crate::harness::{Harness, PATIENCE, POLICY, Scope};
 
 const NAMESPACE: &str = "bench-rights";
@@ -28,10 +29,25 @@ const STORE: &str = "consumers";
 const REGION: &str = "us-west";
 const CLIENT: &str = "app";
 
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Case {
+    /// One request after another, from accepted to absent.
+    Absent,
+    /// Many clients that file one by one, beside pgbench.
+    Accept,
+    /// Traffic that quadruples, with a killed primary.
+    Surge,
+    /// A batch filed at once and drained; memory.
+    Drain,
+}
+
 /// How much is measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
-    /// Measurements of a rate, and a twentieth of the requests that are followed one by one.
+    /// Which cases; none: all.
+    pub cases: Vec<Case>,
+    /// Measurements of a rate, and a two-hundredth of the requests that are followed one by one.
     pub runs: usize,
     /// Requests filed at once.
     pub batch: usize,
@@ -50,13 +66,13 @@ pub struct Plan {
 pub async fn bench(plan: Plan) -> Result<()> {
     let harness = Harness::attach().await?;
     let scope = harness.namespace(NAMESPACE).await?;
-    let measured = measure(&scope, plan).await;
+    let measured = measure(&scope, &plan).await;
     let removed = scope.remove().await;
-    publish("rights", &measured?)?;
+    merge(Path::new("target/figures/rights.json"), &measured?)?;
     removed
 }
 
-async fn measure(scope: &Scope, plan: Plan) -> Result<Vec<Figure>> {
+async fn measure(scope: &Scope, plan: &Plan) -> Result<Vec<Figure>> {
     let manifest = scope.manifest(STORE, &[("us-west", 2), ("us-east", 1)], |m| {
         m["spec"]["durability"] = "Required".into();
         m["spec"]["storage"]["size"] = "8Gi".into();
@@ -67,21 +83,30 @@ async fn measure(scope: &Scope, plan: Plan) -> Result<Vec<Figure>> {
     scope.wait_ready(STORE).await?;
     scope.client(CLIENT, "us-west-2", STORE).await?;
     // People who are followed, then people who only file, then the batch.
-    let followed = plan.runs * 20;
+    let followed = plan.runs * 200;
     let last = followed + plan.batch;
     people::plant(scope, CLIENT, last).await?;
     workers(scope, 1).await?;
     let gateway = Gateway::of(scope, STORE).await?;
 
+    let wanted = |case| plan.cases.is_empty() || plan.cases.contains(&case);
     let mut figures = Vec::new();
-    figures.extend(absent(scope, &gateway, followed).await?);
-    workers(scope, 0).await?;
-    figures.extend(accept(&gateway, plan).await?);
-    figures.push(pgbench(scope, plan).await?);
-    workers(scope, 1).await?;
+    if wanted(Case::Absent) {
+        figures.extend(absent(scope, &gateway, followed).await?);
+    }
+    if wanted(Case::Accept) {
+        workers(scope, 0).await?;
+        figures.extend(accept(&gateway, plan).await?);
+        figures.push(pgbench(scope, plan).await?);
+        workers(scope, 1).await?;
+    }
     empty(scope, Duration::from_secs(600)).await?;
-    figures.extend(surge(scope, &gateway, plan).await?);
-    figures.extend(drain(scope, &gateway, followed, plan.batch).await?);
+    if wanted(Case::Surge) {
+        figures.extend(surge(scope, &gateway, plan).await?);
+    }
+    if wanted(Case::Drain) {
+        figures.extend(drain(scope, &gateway, followed, plan.batch).await?);
+    }
     figures.extend(checked(scope).await?);
     Ok(figures)
 }
@@ -107,7 +132,7 @@ async fn workers(scope: &Scope, count: usize) -> Result<()> {
 }
 
 /// Four times the traffic within a minute, and the primary's pod killed in the middle of it.
-async fn surge(scope: &Scope, gateway: &Gateway, plan: Plan) -> Result<Vec<Figure>> {
+async fn surge(scope: &Scope, gateway: &Gateway, plan: &Plan) -> Result<Vec<Figure>> {
     let load = Load::quadrupled(plan.surge);
     let outcome =
         surge::with_failover(scope, STORE, gateway, load, "surge", |n| 2_000_000_000 + n).await?;
@@ -161,7 +186,9 @@ async fn absent(scope: &Scope, gateway: &Gateway, count: usize) -> Result<Vec<Fi
     }
     Ok(vec![
         Figure::new("accept/latency/idle", "s", &accepted)?,
+        Figure::new("accept/latency/idle/p99", "s", &[hundredth(&accepted, 99)?])?,
         Figure::new("absent/latency", "s", &gone)?,
+        Figure::new("absent/latency/p99", "s", &[hundredth(&gone, 99)?])?,
     ])
 }
 
@@ -178,7 +205,7 @@ async fn primary(connector: &Connector) -> Result<Session> {
 
 /// Many clients that file one request after another, as fast as they are answered. They concern nobody whose data is
 /// there, and no worker runs: only what accepting costs is measured.
-async fn accept(gateway: &Gateway, plan: Plan) -> Result<Vec<Figure>> {
+async fn accept(gateway: &Gateway, plan: &Plan) -> Result<Vec<Figure>> {
     let (mut rates, mut latencies) = (Vec::new(), Vec::new());
     for run in 0..plan.runs {
         let limit = Duration::from_secs(plan.seconds);
@@ -211,19 +238,15 @@ async fn accept(gateway: &Gateway, plan: Plan) -> Result<Vec<Figure>> {
         rates.push(rate);
         latencies.extend(all);
     }
-    let mut sorted = latencies.clone();
-    sorted.sort_by(f64::total_cmp);
-    let p99 = sorted[(sorted.len() * 99).div_ceil(100).clamp(1, sorted.len()) - 1];
-    println!("accept latency p99: {p99:.4} s");
     Ok(vec![
         Figure::new("accept/rate", "1/s", &rates)?,
         Figure::new("accept/latency", "s", &latencies)?,
-        Figure::new("accept/latency/p99", "s", &[p99])?,
+        Figure::new("accept/latency/p99", "s", &[hundredth(&latencies, 99)?])?,
     ])
 }
 
 /// What the same store gives pgbench for one row of about a request's size, with as many clients.
-async fn pgbench(scope: &Scope, plan: Plan) -> Result<Figure> {
+async fn pgbench(scope: &Scope, plan: &Plan) -> Result<Figure> {
     scope
         .client_sql(
             CLIENT,

@@ -2,11 +2,12 @@
 //!
 //! Owns the calls. Never: ends a step without evidence.
 
+use std::borrow::Borrow;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{Json, Type};
 use uuid::Uuid;
 
 use super::Ledger;
@@ -14,7 +15,7 @@ use super::error::LedgerError;
 use super::filing::{not_understood, view};
 use super::pool::Call;
 use super::types::{Claimed, Counts, Finished, How, Lease, StepId};
-use crate::rights::model::Outcome;
+use crate::rights::model::{Evidence, Outcome};
 
 const CLAIM: Call = Call {
     sql: "SELECT * FROM worker.claim($1, $2, $3, $4, $5)",
@@ -118,22 +119,26 @@ impl Ledger {
     ///
     /// # Errors
     /// See [`LedgerError`]. Then nothing is certain, and the same may be said again.
-    pub async fn finish(&self, results: &[Finished]) -> Result<Vec<bool>, LedgerError> {
+    pub async fn finish<F: Borrow<Finished>>(
+        &self,
+        results: &[F],
+    ) -> Result<Vec<bool>, LedgerError> {
         if results.is_empty() {
             return Ok(Vec::new());
         }
-        let requests: Vec<Uuid> = results.iter().map(|r| r.step.request).collect();
-        let lanes: Vec<i32> = results.iter().map(|r| r.step.lane).collect();
-        let leases: Vec<Uuid> = results.iter().map(|r| r.lease.0).collect();
-        let said: Vec<Said<'_>> = results.iter().map(|r| Said::of(&r.how)).collect();
+        let finished = || results.iter().map(F::borrow);
+        let requests: Vec<Uuid> = finished().map(|r| r.step.request).collect();
+        let lanes: Vec<i32> = finished().map(|r| r.step.lane).collect();
+        let leases: Vec<Uuid> = finished().map(|r| r.lease.0).collect();
+        let said: Vec<Said<'_>> = finished().map(|r| Said::of(&r.how)).collect();
         let hows: Vec<&str> = said.iter().map(|s| s.how).collect();
         let seconds: Vec<f64> = said.iter().map(|s| s.seconds).collect();
         let reasons: Vec<Option<&str>> = said.iter().map(|s| s.reason).collect();
         let outcomes: Vec<Option<&str>> = said.iter().map(|s| s.outcome).collect();
         let untils: Vec<Option<Timestamp>> = said.iter().map(|s| s.until).collect();
         let sections: Vec<Option<&str>> = said.iter().map(|s| s.section).collect();
-        let evidences: Vec<Option<serde_json::Value>> =
-            said.into_iter().map(|s| s.evidence).collect();
+        let evidences: Vec<Option<Json<&Evidence>>> =
+            said.iter().map(|s| s.evidence.map(Json)).collect();
         let rows = self
             .pool
             .rows(
@@ -184,7 +189,7 @@ struct Said<'a> {
     outcome: Option<&'static str>,
     until: Option<Timestamp>,
     section: Option<&'a str>,
-    evidence: Option<serde_json::Value>,
+    evidence: Option<&'a Evidence>,
 }
 
 impl<'a> Said<'a> {
@@ -206,7 +211,7 @@ impl<'a> Said<'a> {
                 ..only("retry")
             },
             How::Done(outcome, evidence) => {
-                let evidence = Some(serde_json::Value::Object(evidence.0.clone()));
+                let evidence = Some(evidence);
                 match outcome {
                     Outcome::Absent => Self {
                         outcome: Some("absent"),
@@ -235,7 +240,7 @@ impl<'a> Said<'a> {
             }
             How::Settle { after, erasure } => Self {
                 seconds: after.as_secs_f64(),
-                evidence: Some(serde_json::Value::Object(erasure.0.clone())),
+                evidence: Some(erasure),
                 ..only("settle")
             },
             How::Retry { after, reason } => Self {

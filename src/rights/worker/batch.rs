@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// The most: above it a batch gains nothing, and what a dead worker held would wait.
-pub const MOST: u32 = 512;
+pub const MOST: u32 = 256;
 /// To begin with.
 const FIRST: u32 = 64;
 /// How many may try a target that failed.
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn quick_full_batches_make_it_large() {
         let mut size = Size::default();
-        for _ in 0..4 {
+        for _ in 0..3 {
             size = size.adapted(size.get(), AIM / 10, Went::Through);
         }
         assert_eq!(size.get(), MOST);
@@ -96,7 +96,7 @@ mod tests {
             size = size.adapted(4, AIM, Went::Split);
         }
         assert_eq!(size.get(), 1);
-        for _ in 0..9 {
+        for _ in 0..8 {
             size = size.adapted(size.get(), AIM / 2, Went::Through);
         }
         assert_eq!(size.get(), MOST);

@@ -4,6 +4,7 @@
 //! fails over at that moment. To repeat it is safe, since a result counts once, and only from the step's holder.
 //! Never: lets one result that the ledger refuses hold up the others of its batch.
 
+use std::borrow::Borrow;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -30,6 +31,12 @@ pub struct Ended {
     pub filed: Option<(Timestamp, Timestamp)>,
 }
 
+impl Borrow<Finished> for Ended {
+    fn borrow(&self) -> &Finished {
+        &self.finished
+    }
+}
+
 /// What the ledger is told of a batch.
 #[derive(Debug)]
 pub struct Batch {
@@ -45,11 +52,10 @@ pub async fn finish(ledger: &Ledger, batch: Batch, metrics: OfTarget<'_>) {
     let give_up = Moment::now().after(PATIENCE);
     let mut parts = vec![batch.results];
     while let Some(mut part) = parts.pop() {
-        let all: Vec<Finished> = part.iter().map(|one| one.finished.clone()).collect();
-        if all.is_empty() {
+        if part.is_empty() {
             continue;
         }
-        match ledger.finish(&all).await {
+        match ledger.finish(&part).await {
             Ok(taken) => {
                 let outdated = taken.iter().filter(|taken| !**taken).count();
                 if outdated > 0 {

@@ -32,7 +32,7 @@ use super::verdict::{Facts, Seen, Verdict, database_time, verdict};
 use crate::rights::config::Target;
 use crate::rights::connectors::{Connector, Reason};
 use crate::rights::ledger::{Claimed, Finished, How, Ledger};
-use crate::rights::model::Kind;
+use crate::rights::model::{Evidence, Identifiers, Kind};
 use crate::rights::secrecy::Keyring;
 
 /// Batches whose end the ledger is being told of. With one more, the lane waits.
@@ -161,15 +161,21 @@ impl Lane {
         let metrics = self.metrics.of(&self.target, &self.region);
         let count = u32::try_from(claimed.len()).unwrap_or(u32::MAX);
         let (mut steps, mut people, mut results) = (Vec::new(), Vec::new(), Vec::new());
-        for step in claimed {
+        for mut step in claimed {
+            let before = step.erasure.take().unwrap_or_default();
             match self.open(&step) {
-                Ok(person) => {
-                    people.push(person);
+                Ok(identifiers) => {
+                    people.push(Person {
+                        identifiers,
+                        settling: step.settling,
+                        before,
+                        failures: step.failures,
+                    });
                     steps.push(step);
                 }
                 Err(reason) => {
                     metrics.error(reason);
-                    let told = self.told(learnt, sent, &step, Seen::Failed(reason));
+                    let told = self.told(learnt, sent, &step, before, Seen::Failed(reason));
                     results.push(told);
                 }
             }
@@ -181,7 +187,7 @@ impl Lane {
             never = self.keep(&lease, &steps) => match never {},
             never = self.give_up_when_stopped(&lease) => match never {},
         };
-        drop(people);
+        let before: Vec<Evidence> = people.into_iter().map(|p| p.before).collect();
         let took = Moment::now().since(began);
         if !steps.is_empty() {
             let went = if carried.split {
@@ -192,14 +198,14 @@ impl Lane {
             learnt.size = learnt.size.adapted(count, took, went);
             self.learn(learnt, &carried, took, metrics);
         }
-        for (step, seen) in steps.into_iter().zip(carried.seen) {
-            results.push(self.told(learnt, sent, &step, seen));
+        for ((step, before), seen) in steps.into_iter().zip(before).zip(carried.seen) {
+            results.push(self.told(learnt, sent, &step, before, seen));
         }
         finishing::Batch { results, sent }
     }
 
-    /// The person of a step.
-    fn open(&self, step: &Claimed) -> Result<Person, Reason> {
+    /// Who a step is about.
+    fn open(&self, step: &Claimed) -> Result<Identifiers, Reason> {
         if step.kind != Kind::Deletion {
             warn!(
                 "a request that is no deletion has a step: gateways refuse these, so a newer one filed it"
@@ -212,16 +218,10 @@ impl Lane {
             &step.wrapped_key,
             &step.sealed,
         );
-        let identifiers = opened.map_err(|why| {
+        opened.map_err(|why| {
             // Of a key that is gone nothing can be erased, ever: a person must know.
             warn!(target_system = %self.target.name, "can't open a request: {why}");
             Reason::Identifier
-        })?;
-        Ok(Person {
-            identifiers,
-            settling: step.settling,
-            before: step.erasure.clone().unwrap_or_default(),
-            failures: step.failures,
         })
     }
 
@@ -259,8 +259,15 @@ impl Lane {
         metrics.breaker(learnt.breaker.state());
     }
 
-    /// What the ledger is told of a step.
-    fn told(&self, learnt: &mut Learnt, sent: Moment, step: &Claimed, seen: Seen) -> Ended {
+    /// What the ledger is told of a step, of which earlier claims left `before` as evidence.
+    fn told(
+        &self,
+        learnt: &mut Learnt,
+        sent: Moment,
+        step: &Claimed,
+        before: Evidence,
+        seen: Seen,
+    ) -> Ended {
         // The lease's end is by the ledger's clock, and so is its beginning.
         let claimed = claimed_at(step);
         let now = database_time(claimed, Moment::now().since(sent));
@@ -271,7 +278,7 @@ impl Lane {
             now,
         };
         let mut absent = false;
-        let how = match verdict(&facts, step.erasure.clone().unwrap_or_default(), seen) {
+        let how = match verdict(&facts, before, seen) {
             Verdict::Done(outcome, evidence) => {
                 absent = !step.settling;
                 How::Done(outcome, evidence)

@@ -7,6 +7,7 @@
 
 mod catalogue;
 mod fault;
+mod line;
 mod order;
 mod statements;
 mod values;
@@ -24,6 +25,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use self::catalogue::{Catalogue, Plan, Rule, split};
 use self::fault::Fault;
+use self::line::{Line, Parameter};
 use self::values::Hidden;
 use super::{
     Answer, Connector, Failure, Limits, Presence, Reason, Residue, Subject, required, residue_of,
@@ -32,7 +34,7 @@ use super::{
 use crate::api::rights_targets::TableErasure;
 use crate::rights::config::{Database, Target};
 use crate::rights::model::Evidence;
-use crate::rights::postgres::{Address, Session};
+use crate::rights::postgres::Address;
 
 /// People per transaction: what a poisoned one costs the others, and how long locks are held.
 const BATCH: usize = 500;
@@ -51,8 +53,8 @@ pub struct PostgreSql {
     required: Vec<String>,
     residue: Option<Residue>,
     limits: Limits,
-    eraser: Mutex<Option<Session>>,
-    prober: Mutex<Option<Session>>,
+    eraser: Mutex<Option<Line>>,
+    prober: Mutex<Option<Line>>,
 }
 
 enum Source {
@@ -132,7 +134,7 @@ impl PostgreSql {
         }
     }
 
-    async fn connect(&self, name: &str) -> Result<Session, Failure> {
+    async fn connect(&self, name: &str) -> Result<Line, Failure> {
         // Read again every time: certificates and passwords change while we run.
         let address = match &self.source {
             Source::Store {
@@ -151,14 +153,16 @@ impl PostgreSql {
         };
         let address = address.map_err(|t| fault::of_trouble(&t))?;
         let connecting = address.primary(self.limits.connect);
-        connecting.await.map_err(|t| fault::of_trouble(&t))
+        let session = connecting.await.map_err(|t| fault::of_trouble(&t))?;
+        let prepares = matches!(self.source, Source::Store { .. });
+        Ok(Line::new(session, prepares))
     }
 
     /// A connection for one piece of work, and whether it is one that was kept. It is out of its slot meanwhile: work
     /// that is dropped half-way must not leave a connection with half a transaction.
-    async fn take(&self, slot: &mut Option<Session>, name: &str) -> Result<(Session, bool), Fault> {
-        match slot.take().filter(|s| !s.client.is_closed()) {
-            Some(session) => Ok((session, true)),
+    async fn take(&self, slot: &mut Option<Line>, name: &str) -> Result<(Line, bool), Fault> {
+        match slot.take().filter(|l| !l.session.client.is_closed()) {
+            Some(line) => Ok((line, true)),
             None => Ok((self.connect(name).await.map_err(Fault::whole)?, false)),
         }
     }
@@ -167,20 +171,23 @@ impl PostgreSql {
     /// server went and came back since the connection was kept (and everything here may be done twice).
     async fn put(
         &self,
-        slot: &mut Option<Session>,
-        (session, kept): (Session, bool),
+        slot: &mut Option<Line>,
+        (line, kept): (Line, bool),
         fault: Option<&Fault>,
     ) -> bool {
         let Some(fault) = fault else {
-            *slot = Some(session);
+            *slot = Some(line);
             return false;
         };
         if fault.broken {
             return kept && fault.failure.reason != Reason::Timeout;
         }
-        let undo = self.asked(session.client.batch_execute("ROLLBACK"), "rolling back");
+        let undo = self.asked(
+            line.session.client.batch_execute("ROLLBACK"),
+            "rolling back",
+        );
         if undo.await.is_ok() {
-            *slot = Some(session);
+            *slot = Some(line);
         }
         false
     }
@@ -200,11 +207,10 @@ impl PostgreSql {
     /// Begins a transaction and looks at the tables, in one round trip.
     async fn begin(
         &self,
-        session: &Session,
+        line: &Line,
         begin: &str,
-        mark: &str,
+        mark: &'static str,
     ) -> Result<(Plan, String), Fault> {
-        let client = &session.client;
         let (schemas, tables): (Vec<&str>, Vec<&str>) =
             self.rules.iter().map(|r| split(&r.table)).unzip();
         let columns: Vec<&str> = self
@@ -213,7 +219,7 @@ impl PostgreSql {
             .flat_map(|r| r.columns.keys().chain(&r.clear_columns))
             .map(String::as_str)
             .collect();
-        let of: [(&(dyn ToSql + Sync), Type); 3] = [
+        let of: [Parameter<'_>; 3] = [
             (&schemas, Type::TEXT_ARRAY),
             (&tables, Type::TEXT_ARRAY),
             (&columns, Type::TEXT_ARRAY),
@@ -223,11 +229,11 @@ impl PostgreSql {
                 async {
                     // Sent together, in this order.
                     Ok(join!(
-                        client.batch_execute(begin),
-                        client.query_typed_one(mark, &[]),
-                        client.query_typed(catalogue::TABLES, &of[..2]),
-                        client.query_typed(catalogue::COLUMNS, &of),
-                        client.query_typed(catalogue::KEYS, &of[..2]),
+                        line.session.client.batch_execute(begin),
+                        line.row(mark, &[]),
+                        line.rows(catalogue::TABLES, &of[..2]),
+                        line.rows(catalogue::COLUMNS, &of),
+                        line.rows(catalogue::KEYS, &of[..2]),
                     ))
                 },
                 "looking at the tables",
@@ -247,13 +253,13 @@ impl PostgreSql {
     /// One transaction: everything of these people.
     async fn erase_batch(
         &self,
-        session: &Session,
+        line: &Line,
         people: &[Person<'_>],
         lock: u128,
     ) -> Result<Vec<Evidence>, Fault> {
-        let client = &session.client;
+        let (session, client) = (&line.session, &line.session.client);
         let begin = statements::begin(lock, self.statement_limit());
-        let (plan, transaction) = self.begin(session, &begin, statements::MARK).await?;
+        let (plan, transaction) = self.begin(line, &begin, statements::MARK).await?;
         if plan.defer {
             let defer = client.batch_execute("SET CONSTRAINTS ALL DEFERRED");
             self.asked(defer, "deferring constraints").await?;
@@ -288,14 +294,14 @@ impl PostgreSql {
             }
         }
         session.take_unreplicated();
-        let facts: [(&(dyn ToSql + Sync), Type); 1] = [(&transaction, Type::TEXT)];
+        let facts: [Parameter<'_>; 1] = [(&transaction, Type::TEXT)];
         let doing = "committing";
         let (committed, facts) = self
             .asked(
                 async {
                     Ok(join!(
                         client.batch_execute(statements::COMMIT),
-                        client.query_typed_one(statements::COMMITTED, &facts),
+                        line.row(statements::COMMITTED, &facts),
                     ))
                 },
                 doing,
@@ -425,10 +431,10 @@ impl PostgreSql {
     }
 
     /// Reads on the primary whether something is left of these people.
-    async fn read(&self, session: &Session, people: &[Person<'_>]) -> Result<Reading, Fault> {
-        let client = &session.client;
+    async fn read(&self, line: &Line, people: &[Person<'_>]) -> Result<Reading, Fault> {
+        let client = &line.session.client;
         let begin = statements::begin_reading(self.limits.lock.as_millis(), self.statement_limit());
-        let (plan, _) = self.begin(session, &begin, statements::NO_MARK).await?;
+        let (plan, _) = self.begin(line, &begin, statements::NO_MARK).await?;
         let asks: Vec<(&Rule, Ask)> = plan
             .rules
             .iter()
@@ -454,7 +460,7 @@ impl PostgreSql {
             }
         }
         let doing = "reading where the primary is";
-        let facts = self.asked(client.query_typed_one(statements::WHERE, &[]), doing);
+        let facts = self.asked(line.row(statements::WHERE, &[]), doing);
         let facts = facts.await?;
         self.asked(client.batch_execute("COMMIT"), "ending a reading")
             .await?;
@@ -478,18 +484,14 @@ impl PostgreSql {
 
     /// How many standbys stream, and how many of them show what is written up to this position. Waits a little for
     /// those that stream.
-    async fn followers(&self, session: &Session, position: &str) -> Result<(usize, usize), Fault> {
+    async fn followers(&self, line: &Line, position: &str) -> Result<(usize, usize), Fault> {
         let doing = "asking for the standbys: does domicile.replayed exist, and may the worker's role use it";
         let begun = Instant::now();
         let mut pause = std::time::Duration::from_millis(2);
         loop {
-            let of: [(&(dyn ToSql + Sync), Type); 1] = [(&position, Type::TEXT)];
-            let row = self
-                .asked(
-                    session.client.query_typed_one(statements::REPLAYED, &of),
-                    doing,
-                )
-                .await?;
+            let of: [Parameter<'_>; 1] = [(&position, Type::TEXT)];
+            let row = self.asked(line.row(statements::REPLAYED, &of), doing);
+            let row = row.await?;
             let at = |e| Fault::of(&e, doing);
             let (streaming, replayed): (i32, i32) =
                 (row.try_get(0).map_err(at)?, row.try_get(1).map_err(at)?);
@@ -505,11 +507,11 @@ impl PostgreSql {
     /// A reading, and who of the standbys shows what it saw.
     async fn look(
         &self,
-        session: &Session,
+        line: &Line,
         people: &[Person<'_>],
         erased: &[Evidence],
     ) -> Result<(Reading, Option<(usize, usize)>), Fault> {
-        let reading = self.read(session, people).await?;
+        let reading = self.read(line, people).await?;
         let mut followers = None;
         if self.standbys().is_some() {
             // The latest erasure's place; if it isn't known, where the log was when we read.
@@ -519,7 +521,7 @@ impl PostgreSql {
                 .collect::<Option<Vec<&str>>>()
                 .and_then(|all| all.into_iter().max_by_key(|p| position(p)))
                 .unwrap_or(&reading.written);
-            followers = Some(self.followers(session, furthest).await?);
+            followers = Some(self.followers(line, furthest).await?);
         }
         Ok((reading, followers))
     }
@@ -646,7 +648,7 @@ impl Ask {
         }
     }
 
-    fn parameters(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+    fn parameters(&self) -> Vec<Parameter<'_>> {
         let numbers: (&(dyn ToSql + Sync), Type) = (&self.numbers, Type::INT4_ARRAY);
         let values = self.parameters.iter().map(|(values, ty)| {
             let values: &(dyn ToSql + Sync) = values;
