@@ -8,6 +8,17 @@ use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
+/// How it answers.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Answers {
+    #[default]
+    Truly,
+    /// With an error.
+    Refusing,
+    /// Never.
+    Silent,
+}
+
 #[derive(Default)]
 pub struct Fake {
     state: Mutex<State>,
@@ -18,7 +29,7 @@ struct State {
     tokens: BTreeMap<String, (String, String)>,
     /// User, namespace, name, verb.
     roles: BTreeSet<(String, String, String, String)>,
-    down: bool,
+    answers: Answers,
     asked: usize,
 }
 
@@ -27,7 +38,7 @@ impl Default for State {
         let mut state = Self {
             tokens: BTreeMap::new(),
             roles: BTreeSet::new(),
-            down: false,
+            answers: Answers::default(),
             asked: 0,
         };
         for (token, user) in [("forms-token", "forms"), ("portal-token", "portal")] {
@@ -61,8 +72,8 @@ impl Default for State {
 }
 
 impl Fake {
-    pub fn down(&self, down: bool) {
-        self.state.lock().unwrap().down = down;
+    pub fn answers(&self, answers: Answers) {
+        self.state.lock().unwrap().answers = answers;
     }
 
     /// How often it was asked.
@@ -75,6 +86,9 @@ impl Fake {
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let fake = shared.clone();
             async move {
+                if fake.state.lock().unwrap().answers == Answers::Silent {
+                    std::future::pending::<()>().await;
+                }
                 let (parts, body) = request.into_parts();
                 let bytes = to_bytes(axum::body::Body::new(body), 1 << 20)
                     .await
@@ -94,7 +108,7 @@ impl Fake {
                 "reason": "InternalError", "message": "no"});
             (StatusCode::from_u16(code).unwrap(), axum::Json(status)).into_response()
         };
-        if state.down {
+        if state.answers == Answers::Refusing {
             return refuse(500);
         }
         let spec = body["spec"].clone();

@@ -137,6 +137,7 @@ async fn surge(scope: &Scope, gateway: &Gateway, plan: &Plan) -> Result<Vec<Figu
     let outcome =
         surge::with_failover(scope, STORE, gateway, load, "surge", |n| 2_000_000_000 + n).await?;
     let Surge {
+        course,
         normal,
         worst,
         back,
@@ -149,6 +150,8 @@ async fn surge(scope: &Scope, gateway: &Gateway, plan: &Plan) -> Result<Vec<Figu
         load.rates.1,
         outcome.shots.len()
     );
+    let course: Vec<String> = course.iter().map(|s| format!("{:.0}", s * 1e3)).collect();
+    println!("p99 of every five seconds, ms: {}", course.join(" "));
     let back = back.context("accepting never came back to normal")?;
     empty(scope, Duration::from_secs(600)).await?;
     Ok(vec![

@@ -202,8 +202,10 @@ pub fn p99(shots: &[Shot]) -> f64 {
 }
 
 /// What a surge did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Surge {
+    /// The percentile of each window from the first request on, in seconds.
+    pub course: Vec<f64>,
     /// The percentile before it, in seconds.
     pub normal: f64,
     /// The worst window's after it began.
@@ -223,18 +225,20 @@ pub fn reckon(shots: &[Shot], load: &Load, changed: Duration) -> Surge {
         shots.iter().cloned().partition(|s| s.due < load.phases[0]);
     let normal = p99(&before);
     let limit = (NORMAL * normal).max(load.normal);
-    let mut windows: Vec<(Duration, f64)> = Vec::new();
-    let mut start = load.phases[0];
+    let course = |shots: &[Shot], from: Duration, to: Duration| {
+        let mut windows: Vec<(Duration, f64)> = Vec::new();
+        let mut start = from;
+        while start + WINDOW <= to {
+            let within = |s: &&Shot| s.due >= start && s.due < start + WINDOW;
+            let of: Vec<Shot> = shots.iter().filter(within).cloned().collect();
+            windows.push((start, p99(&of)));
+            start += WINDOW;
+        }
+        windows
+    };
     let end = load.phases.iter().sum::<Duration>();
-    while start + WINDOW <= end {
-        let of: Vec<Shot> = after
-            .iter()
-            .filter(|s| s.due >= start && s.due < start + WINDOW)
-            .cloned()
-            .collect();
-        windows.push((start, p99(&of)));
-        start += WINDOW;
-    }
+    let earlier = course(&before, Duration::ZERO, load.phases[0]);
+    let windows = course(&after, load.phases[0], end);
     let settled = windows.iter().rposition(|(_, p)| *p > limit);
     let back = match settled {
         None => Some(0.0),
@@ -246,6 +250,7 @@ pub fn reckon(shots: &[Shot], load: &Load, changed: Duration) -> Surge {
         ),
     };
     Surge {
+        course: earlier.iter().chain(&windows).map(|w| w.1).collect(),
         normal,
         worst: windows.iter().map(|w| w.1).fold(0.0, f64::max),
         last: windows.last().map_or(0.0, |w| w.1),

@@ -1,7 +1,7 @@
-//! How many steps a worker claims at once.
+//! How many steps a worker claims at once, and how often.
 //!
 //! Owns the size: it grows while full batches are quick, and shrinks when they are slow or fail, so that a batch stays
-//! well within its lease and a poison is soon alone. Pure.
+//! well within its lease and a poison is soon alone. And the pause between claims that get all there is. Pure.
 
 use std::time::Duration;
 
@@ -16,6 +16,19 @@ pub const PROBE: u32 = 4;
 const FEW: u32 = 16;
 /// A batch should take about this: less than a lease, so that few are ever renewed.
 pub const AIM: Duration = Duration::from_millis(1_000);
+
+/// From one claim to the next, if there was no more than it got: the least, the most, and for each step that it got.
+const BETWEEN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(100));
+const FOR_EACH: Duration = Duration::from_millis(20);
+
+/// From one claim to the next, if all that there was came to `claimed`. One request after another is claimed at once; of
+/// fifty a second each would be a batch of its own, and batches are what the ledger and the target pay for: so far from
+/// loaded, they would be busier than with two hundred a second.
+#[must_use]
+pub fn between_claims(claimed: u32) -> Duration {
+    let (least, most) = BETWEEN;
+    FOR_EACH.saturating_mul(claimed).clamp(least, most)
+}
 
 /// How a batch went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +90,20 @@ mod tests {
             MOST,
             "few steps to do are no reason to claim fewer"
         );
+    }
+
+    #[test]
+    fn of_a_stream_claims_are_few_and_of_a_trickle_prompt() {
+        let (least, most) = BETWEEN;
+        assert_eq!((between_claims(0), between_claims(1)), (least, least));
+        for (rate, pause) in [(10.0, least), (25.0, least), (100.0, most), (5_000.0, most)] {
+            let mut claimed = 1;
+            for _ in 0..50 {
+                let came = rate * between_claims(claimed).as_secs_f64();
+                claimed = came.ceil() as u32;
+            }
+            assert_eq!(between_claims(claimed), pause, "{rate} a second");
+        }
     }
 
     #[test]

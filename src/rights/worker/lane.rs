@@ -115,18 +115,15 @@ impl Lane {
                     debug!(target_system = %self.target.name, %error, "can't claim");
                     self.sleep(between(LEDGER_AGAIN)).await;
                 }
-                Ok(claimed) if claimed.is_empty() => {
-                    let dice = rand::rng().random();
-                    let pause = learnt.agenda.pause(Moment::now(), dice);
-                    tokio::select! {
-                        () = self.stop.cancelled() => {}
-                        () = self.ears.called() => {}
-                        () = tokio::time::sleep(pause) => {}
-                    }
-                }
                 Ok(claimed) => {
+                    let count = u32::try_from(claimed.len()).unwrap_or(u32::MAX);
+                    if count == 0 {
+                        self.await_work(&mut learnt, sent, count).await;
+                        continue;
+                    }
                     metrics.claimed(claimed.len());
                     let results = self.batch(&mut learnt, sent, claimed).await;
+                    let returned = results.returned();
                     while finishing.len() >= FINISHING {
                         drop(finishing.join_next().await);
                     }
@@ -135,12 +132,30 @@ impl Lane {
                     finishing.spawn(async move {
                         finish(&ledger, results, all.of(&target, &region)).await;
                     });
+                    // Fewer than asked for: that was all there was. What is given back is there at once, and calls nobody.
+                    if count < most && !returned {
+                        self.await_work(&mut learnt, sent, count).await;
+                    }
                 }
             }
         }
         // Each is bounded by itself.
         while finishing.join_next().await.is_some() {}
         self.metrics.of(&self.target, &self.region).end();
+    }
+
+    /// Waits until there may be something to do, and for its company: what comes while others come is claimed together.
+    /// `claimed` is when how many were claimed last.
+    async fn await_work(&mut self, learnt: &mut Learnt, claimed: Moment, count: u32) {
+        let dice = rand::rng().random();
+        let pause = learnt.agenda.pause(Moment::now(), dice);
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.ears.called() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        let next = claimed.after(batch::between_claims(count));
+        self.sleep(next.since(Moment::now())).await;
     }
 
     async fn sleep(&self, pause: Duration) {

@@ -14,12 +14,17 @@ use super::{Caller, Verb};
 
 /// For how long a yes is used without asking again: also how long a revoked token or role lives on.
 pub const YES: Duration = Duration::from_secs(10);
+/// From this age on a yes is asked for again while it is still used: whoever comes when it runs out would wait for the
+/// API server, and behind them everybody else with the same token.
+pub const AHEAD: Duration = Duration::from_secs(5);
 /// For how long a no is. Short: somebody is waiting for a role just granted.
 pub const NO: Duration = Duration::from_secs(3);
 /// For how long a yes is used while the API server can't be asked.
 pub const WITHOUT_SERVER: Duration = Duration::from_secs(300);
 /// After a vain question, the next is asked this much later.
 pub const PAUSE: Duration = Duration::from_secs(2);
+/// A question that isn't answered by then never will be: longer than it may take.
+const LOST: Duration = Duration::from_secs(10);
 /// The most answers remembered.
 const ENTRIES: u64 = 10_000;
 
@@ -37,8 +42,12 @@ pub enum Verdict {
 /// What is remembered of a token and a verb.
 #[derive(Debug, Default)]
 pub struct Slot {
+    /// The answer, and when it was asked for.
     known: Option<(Verdict, Instant)>,
+    /// When the last question failed, if none was answered since.
     failed: Option<Instant>,
+    /// Since when it is asked for while it is used.
+    asking: Option<Instant>,
 }
 
 /// What to do.
@@ -46,6 +55,8 @@ pub struct Slot {
 pub enum Next {
     /// Use it.
     Use(Verdict),
+    /// Use it, and ask meanwhile.
+    Renew(Verdict),
     /// Ask.
     Ask,
     /// Asking has just failed, and nothing is known that could be used.
@@ -55,40 +66,54 @@ pub enum Next {
 impl Slot {
     /// What to do now.
     #[must_use]
-    pub fn next(&self, now: Instant) -> Next {
-        let paused = self
-            .failed
-            .is_some_and(|at| now.saturating_duration_since(at) < PAUSE);
+    pub fn next(&mut self, now: Instant) -> Next {
+        let since = |at: &Instant| now.saturating_duration_since(*at);
+        let paused = self.failed.is_some_and(|at| since(&at) < PAUSE);
         if let Some((verdict, at)) = &self.known {
-            let age = now.saturating_duration_since(*at);
-            let (fresh, usable) = match verdict {
-                Verdict::May(_) => (YES, WITHOUT_SERVER),
-                Verdict::MayNot | Verdict::Unknown => (NO, NO),
-            };
-            if age < fresh || (paused && age < usable) {
+            let age = since(at);
+            let may = matches!(verdict, Verdict::May(_));
+            // Whoever asked last found nobody: to let everybody wait while it is tried again would be an outage of ours.
+            let alone = may && self.failed.is_some() && age < WITHOUT_SERVER;
+            if age < if may { YES } else { NO } || alone {
+                let asking = self.asking.is_some_and(|at| since(&at) < LOST);
+                if may && age >= AHEAD && !paused && !asking {
+                    self.asking = Some(now);
+                    return Next::Renew(verdict.clone());
+                }
                 return Next::Use(verdict.clone());
             }
         }
         if paused { Next::Fail } else { Next::Ask }
     }
 
-    /// The API server said so.
-    pub fn said(&mut self, verdict: Verdict, now: Instant) {
+    /// The API server said so, when it was asked at this time.
+    pub fn said(&mut self, verdict: Verdict, asked: Instant) {
+        // Of two that asked at the same time, the later question's answer holds.
+        if self.outdated(asked) {
+            return;
+        }
         *self = Self {
-            known: Some((verdict, now)),
-            failed: None,
+            known: Some((verdict, asked)),
+            ..Self::default()
         };
     }
 
-    /// The API server said nothing. What is left to do, which is never to ask at once.
-    pub fn silent(&mut self, now: Instant) -> Next {
-        self.failed = Some(now);
+    /// The API server said nothing, when it was asked at this time. What is left to do, which is never to ask at once.
+    pub fn silent(&mut self, asked: Instant, now: Instant) -> Next {
+        if !self.outdated(asked) {
+            self.asking = None;
+            self.failed = Some(now);
+        }
         self.next(now)
+    }
+
+    fn outdated(&self, asked: Instant) -> bool {
+        self.known.as_ref().is_some_and(|(_, at)| *at > asked)
     }
 }
 
-/// All slots. A slot's lock is held while the API server is asked, so that thousands of requests with the same token
-/// ask once.
+/// All slots. A slot's lock is held while the API server is asked and nothing is known that could be used meanwhile, so
+/// that thousands of requests with the same token ask once.
 pub struct Memory(moka::sync::Cache<[u8; 32], Arc<Mutex<Slot>>>);
 
 impl std::fmt::Debug for Memory {
@@ -130,54 +155,105 @@ mod tests {
         Verdict::May(Caller("somebody".into()))
     }
 
+    fn used(next: Next) -> Option<Verdict> {
+        match next {
+            Next::Use(verdict) | Next::Renew(verdict) => Some(verdict),
+            Next::Ask | Next::Fail => None,
+        }
+    }
+
     #[test]
-    fn a_yes_outlives_the_api_server_for_a_while_and_a_no_does_not() {
+    fn a_yes_in_use_is_renewed_before_it_runs_out_by_one() {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         let mut slot = Slot::default();
         assert_eq!(slot.next(begin), Next::Ask);
         slot.said(may(), begin);
+        assert_eq!(slot.next(at(4)), Next::Use(may()));
+        assert_eq!(slot.next(at(5)), Next::Renew(may()));
+        assert_eq!(slot.next(at(6)), Next::Use(may()), "one asks");
+        slot.said(may(), at(5));
         assert_eq!(slot.next(at(9)), Next::Use(may()));
+        assert_eq!(slot.next(at(15)), Next::Ask, "nobody used it meanwhile");
+        slot.said(Verdict::MayNot, at(15));
+        assert_eq!(slot.next(at(17)), Next::Use(Verdict::MayNot));
+        assert_eq!(slot.next(at(18)), Next::Ask);
+    }
+
+    #[test]
+    fn a_yes_outlives_the_api_server_for_a_while_and_a_no_does_not() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut slot = Slot::default();
+        slot.said(may(), begin);
         assert_eq!(slot.next(at(10)), Next::Ask);
-        assert_eq!(slot.silent(at(10)), Next::Use(may()));
-        assert_eq!(slot.next(at(11)), Next::Use(may()));
-        assert_eq!(slot.next(at(12)), Next::Ask);
-        assert_eq!(slot.silent(at(299)), Next::Use(may()));
-        assert_eq!(slot.silent(at(300)), Next::Fail);
+        assert_eq!(slot.silent(at(10), at(13)), Next::Use(may()));
+        assert_eq!(slot.next(at(14)), Next::Use(may()));
+        assert_eq!(slot.next(at(15)), Next::Renew(may()), "nobody waits for it");
+        assert_eq!(slot.next(at(16)), Next::Use(may()));
+        assert_eq!(slot.silent(at(15), at(18)), Next::Use(may()));
+        assert_eq!(slot.silent(at(290), at(299)), Next::Use(may()));
+        assert_eq!(slot.silent(at(299), at(300)), Next::Fail);
         slot.said(Verdict::MayNot, at(400));
         assert_eq!(slot.next(at(402)), Next::Use(Verdict::MayNot));
-        assert_eq!(slot.silent(at(403)), Next::Fail);
+        assert_eq!(slot.silent(at(403), at(403)), Next::Fail);
         assert_eq!(slot.next(at(404)), Next::Fail);
     }
 
+    #[test]
+    fn the_later_questions_answer_holds() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut slot = Slot::default();
+        slot.said(Verdict::MayNot, at(2));
+        slot.said(may(), at(1));
+        assert_eq!(slot.next(at(3)), Next::Use(Verdict::MayNot));
+        assert_eq!(slot.silent(at(1), at(3)), Next::Use(Verdict::MayNot));
+        assert_eq!(
+            slot.next(at(5)),
+            Next::Ask,
+            "no pause: it was answered since"
+        );
+    }
+
     proptest! {
-        /// Whatever happened: what is used was said by the server no longer ago than the bound, and a no that came
-        /// later than a yes is never overridden by it.
+        /// Whatever happened: what is used is what was last asked for, no longer ago than the bound; beyond the shorter
+        /// one only after a question failed; and a no is never overridden by an earlier yes.
         #[test]
         fn nothing_older_than_the_bound_is_used(
-            events in prop::collection::vec((0u64..120, 0u8..4), 1..60),
+            events in prop::collection::vec((0u64..60, 0u8..4, 0u64..5), 1..60),
         ) {
             let mut now = Instant::now();
             let mut slot = Slot::default();
             let mut last: Option<(Verdict, Instant)> = None;
-            for (wait, what) in events {
+            let mut failed = false;
+            for (wait, what, takes) in events {
                 now += Duration::from_secs(wait);
-                match slot.next(now) {
-                    Next::Use(v) => {
-                        let (said, at) = last.clone().unwrap();
-                        prop_assert_eq!(&v, &said);
-                        let bound = if matches!(v, Verdict::May(_)) { WITHOUT_SERVER } else { NO };
-                        prop_assert!(now - at < bound);
+                let next = slot.next(now);
+                let ask = matches!(next, Next::Ask | Next::Renew(_));
+                if let Some(verdict) = used(next) {
+                    let (said, at) = last.clone().unwrap();
+                    prop_assert_eq!(&verdict, &said);
+                    let may = matches!(verdict, Verdict::May(_));
+                    let bound = match (may, failed) {
+                        (false, _) => NO,
+                        (true, false) => YES,
+                        (true, true) => WITHOUT_SERVER,
+                    };
+                    prop_assert!(now - at < bound);
+                }
+                if ask {
+                    let asked = now;
+                    now += Duration::from_secs(takes);
+                    if what == 0 {
+                        let _ = slot.silent(asked, now);
+                        failed = true;
+                    } else {
+                        let verdict = [may(), Verdict::MayNot, Verdict::Unknown][usize::from(what - 1)].clone();
+                        slot.said(verdict.clone(), asked);
+                        last = Some((verdict, asked));
+                        failed = false;
                     }
-                    Next::Fail => {}
-                    Next::Ask => match what {
-                        0 => { let _ = slot.silent(now); }
-                        n => {
-                            let v = [may(), Verdict::MayNot, Verdict::Unknown][usize::from(n - 1)].clone();
-                            slot.said(v.clone(), now);
-                            last = Some((v, now));
-                        }
-                    },
                 }
             }
         }

@@ -1,11 +1,12 @@
 //! Questions to the API server: whose is this token (TokenReview), and may they (SubjectAccessReview).
 //!
 //! Owns the calls and their bounds. Never: lets a stranger make it ask without end; worthless tokens are bounded per
-//! address, and questions at a time in all.
+//! address, and questions at a time in all. Or lets somebody who is known wait for it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use governor::{DefaultKeyedRateLimiter, Quota};
@@ -28,8 +29,8 @@ use crate::rights::gateway::problem::{Kind, Problem};
 const CALL: Duration = Duration::from_secs(3);
 /// Questions at a time. More wait, within [`CALL`].
 const AT_A_TIME: usize = 16;
-/// Questions of one address: a second, and at once. With a correct client there is one in ten seconds for each
-/// token and verb.
+/// Questions of one address: a second, and at once. With a correct client there is one for each token and verb;
+/// those by which a yes is renewed don't count.
 const PER_SECOND: NonZeroU32 = NonZeroU32::MIN.saturating_add(19);
 const AT_ONCE: NonZeroU32 = NonZeroU32::MIN.saturating_add(99);
 
@@ -46,18 +47,23 @@ pub struct Subject {
 
 /// Asks the API server, and remembers.
 pub struct Tokens {
+    server: Arc<Server>,
+    memory: Memory,
+    asked: DefaultKeyedRateLimiter<IpAddr>,
+}
+
+/// Asks the API server.
+struct Server {
     client: Client,
     subject: Subject,
-    memory: Memory,
     room: Semaphore,
-    asked: DefaultKeyedRateLimiter<IpAddr>,
-    metrics: std::sync::Arc<Metrics>,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokens")
-            .field("subject", &self.subject)
+            .field("subject", &self.server.subject)
             .field("memory", &self.memory)
             .finish_non_exhaustive()
     }
@@ -66,15 +72,17 @@ impl std::fmt::Debug for Tokens {
 impl Tokens {
     /// For a workflow.
     #[must_use]
-    pub fn new(client: Client, subject: Subject, metrics: std::sync::Arc<Metrics>) -> Self {
+    pub fn new(client: Client, subject: Subject, metrics: Arc<Metrics>) -> Self {
         let quota = Quota::per_second(PER_SECOND).allow_burst(AT_ONCE);
         Self {
-            client,
-            subject,
+            server: Arc::new(Server {
+                client,
+                subject,
+                room: Semaphore::new(AT_A_TIME),
+                metrics,
+            }),
             memory: Memory::default(),
-            room: Semaphore::new(AT_A_TIME),
             asked: DefaultKeyedRateLimiter::keyed(quota),
-            metrics,
         }
     }
 
@@ -88,8 +96,8 @@ impl Tokens {
     /// # Errors
     /// 401, 403, 503; 429 for an address with too many unknown tokens.
     pub async fn caller(&self, token: &str, verb: Verb, from: IpAddr) -> Result<Caller, Problem> {
-        let slot = self.memory.slot(token, verb);
-        let mut slot = slot.lock().await;
+        let shared = self.memory.slot(token, verb);
+        let mut slot = shared.lock().await;
         let next = match slot.next(Instant::now()) {
             Next::Ask => {
                 if self.asked.check_key(&neighbourhood(from)).is_err() {
@@ -99,29 +107,40 @@ impl Tokens {
                         Duration::from_secs(1),
                     ));
                 }
-                match self.ask(token, verb).await {
-                    Ok(verdict) => {
-                        slot.said(verdict.clone(), Instant::now());
+                let asked = Instant::now();
+                match self.server.ask(token, verb).await {
+                    Some(verdict) => {
+                        slot.said(verdict.clone(), asked);
                         Next::Use(verdict)
                     }
-                    Err(why) => {
-                        self.metrics.reviewed("failed");
-                        // Nothing of the token is in it: the API server's words are left out.
-                        warn!("the API server can't say whose a token is: {why}");
-                        slot.silent(Instant::now())
-                    }
+                    None => slot.silent(asked, Instant::now()),
                 }
+            }
+            Next::Renew(verdict) => {
+                let (server, shared) = (self.server.clone(), shared.clone());
+                let (token, asked) = (token.to_owned(), Instant::now());
+                tokio::spawn(async move {
+                    let said = server.ask(&token, verb).await;
+                    let mut slot = shared.lock().await;
+                    match said {
+                        Some(verdict) => slot.said(verdict, asked),
+                        None => drop(slot.silent(asked, Instant::now())),
+                    }
+                });
+                Next::Use(verdict)
             }
             known => known,
         };
+        drop(slot);
+        let subject = &self.server.subject;
         match next {
             Next::Use(Verdict::May(caller)) => Ok(caller),
             Next::Use(Verdict::MayNot) => Err(Problem::new(
                 Kind::Forbidden,
                 format!(
                     "this token's user may not {verb} requests of this workflow: they need a role with verb {verb} on rightsworkflows/requests of {GROUP}, name {}, in the namespace {}",
-                    self.subject.workflow,
-                    self.subject.namespace,
+                    subject.workflow,
+                    subject.namespace,
                     verb = verb.name(),
                 ),
             )),
@@ -129,44 +148,55 @@ impl Tokens {
                 Kind::Unauthenticated,
                 format!(
                     "the API server doesn't know this token, or it has expired, or it isn't for the audience {}: get a new one for that audience",
-                    self.subject.audiences.join(" or ")
+                    subject.audiences.join(" or ")
                 ),
             )),
-            Next::Ask | Next::Fail => Err(Problem::passing(
+            Next::Ask | Next::Renew(_) | Next::Fail => Err(Problem::passing(
                 Kind::AuthenticationUnavailable,
                 "the Kubernetes API server can't be asked whose this token is; the request was not looked at. Try again",
                 Duration::from_secs(2),
             )),
         }
     }
+}
 
-    /// What the API server says now.
-    async fn ask(&self, token: &str, verb: Verb) -> Result<Verdict, &'static str> {
-        let both = async {
-            let Ok(_permit) = self.room.acquire().await else {
-                return Err("closing");
-            };
-            let Some(user) = self.whose(token).await? else {
-                return Ok(Verdict::Unknown);
-            };
-            let Some(name) = user.username.clone().filter(|n| !n.is_empty()) else {
-                return Ok(Verdict::Unknown);
-            };
-            Ok(if self.may(user, verb).await? {
-                Verdict::May(Caller(format!("user/{name}").into()))
-            } else {
-                Verdict::MayNot
-            })
+impl Server {
+    /// What the API server says now; none: it says nothing.
+    async fn ask(&self, token: &str, verb: Verb) -> Option<Verdict> {
+        let said = tokio::time::timeout(CALL, self.review(token, verb)).await;
+        match said.unwrap_or(Err("timeout")) {
+            Ok(verdict) => {
+                self.metrics.reviewed(match verdict {
+                    Verdict::May(_) => "allowed",
+                    Verdict::MayNot => "denied",
+                    Verdict::Unknown => "unknown",
+                });
+                Some(verdict)
+            }
+            Err(why) => {
+                self.metrics.reviewed("failed");
+                // Nothing of the token is in it: the API server's words are left out.
+                warn!("the API server can't say whose a token is: {why}");
+                None
+            }
+        }
+    }
+
+    async fn review(&self, token: &str, verb: Verb) -> Result<Verdict, &'static str> {
+        let Ok(_permit) = self.room.acquire().await else {
+            return Err("closing");
         };
-        let said = tokio::time::timeout(CALL, both)
-            .await
-            .unwrap_or(Err("timeout"))?;
-        self.metrics.reviewed(match said {
-            Verdict::May(_) => "allowed",
-            Verdict::MayNot => "denied",
-            Verdict::Unknown => "unknown",
-        });
-        Ok(said)
+        let Some(user) = self.whose(token).await? else {
+            return Ok(Verdict::Unknown);
+        };
+        let Some(name) = user.username.clone().filter(|n| !n.is_empty()) else {
+            return Ok(Verdict::Unknown);
+        };
+        Ok(if self.may(user, verb).await? {
+            Verdict::May(Caller(format!("user/{name}").into()))
+        } else {
+            Verdict::MayNot
+        })
     }
 
     async fn whose(&self, token: &str) -> Result<Option<UserInfo>, &'static str> {
