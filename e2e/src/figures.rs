@@ -86,10 +86,16 @@ pub fn table(figures: &[Figure]) -> String {
         "{:<32} {:>6} {:>5} {:>9} {:>9} {:>9} {:>9}\n",
         "", "unit", "runs", "min", "p50", "p95", "max"
     );
+    // Seconds are mostly parts of one, and rates mostly thousands.
+    let number = |n: f64| match n.abs() {
+        n if n >= 100.0 => format!("{n:.1}"),
+        n => format!("{n:.4}"),
+    };
     for f in figures {
+        let [min, p50, p95, max] = [f.min, f.p50, f.p95, f.max].map(number);
         out += &format!(
-            "{:<32} {:>6} {:>5} {:>9.2} {:>9.2} {:>9.2} {:>9.2}\n",
-            f.name, f.unit, f.runs, f.min, f.p50, f.p95, f.max
+            "{:<32} {:>6} {:>5} {min:>9} {p50:>9} {p95:>9} {max:>9}\n",
+            f.name, f.unit, f.runs
         );
     }
     out

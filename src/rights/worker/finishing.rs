@@ -14,7 +14,7 @@ use super::backoff;
 use super::clock::Moment;
 use super::metrics::OfTarget;
 use super::verdict::database_time;
-use crate::rights::ledger::{Finished, How, Ledger, LedgerError};
+use crate::rights::ledger::{Finished, Ledger, LedgerError};
 
 /// For how long the ledger is told again. Longer than a lease: as long as nobody else has claimed the steps, it counts.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -44,15 +44,6 @@ pub struct Batch {
     pub results: Vec<Ended>,
     /// Before the claim was sent.
     pub sent: Moment,
-}
-
-impl Batch {
-    /// Whether a step is given back, to be claimed again at once.
-    #[must_use]
-    pub fn returned(&self) -> bool {
-        let mut all = self.results.iter();
-        all.any(|one| matches!(one.finished.how, How::Release))
-    }
 }
 
 /// Tells the ledger. What it doesn't hear in time is found by whoever claims these steps next: still absent.

@@ -41,6 +41,8 @@ const FINISHING: usize = 2;
 pub const GRACE: Duration = Duration::from_secs(8);
 /// Between two attempts to reach the ledger.
 const LEDGER_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+/// What is given back calls nobody, and is there once the ledger has been told.
+const GIVEN_BACK: Duration = Duration::from_millis(100);
 /// For how long a subject is put back that was tried when its target failed, so that others get the next turn.
 const ANOTHERS_TURN: (Duration, Duration) =
     (Duration::from_millis(500), Duration::from_millis(2_000));
@@ -123,7 +125,6 @@ impl Lane {
                     }
                     metrics.claimed(claimed.len());
                     let results = self.batch(&mut learnt, sent, claimed).await;
-                    let returned = results.returned();
                     while finishing.len() >= FINISHING {
                         drop(finishing.join_next().await);
                     }
@@ -132,8 +133,8 @@ impl Lane {
                     finishing.spawn(async move {
                         finish(&ledger, results, all.of(&target, &region)).await;
                     });
-                    // Fewer than asked for: that was all there was. What is given back is there at once, and calls nobody.
-                    if count < most && !returned {
+                    // Fewer than asked for: that was all there was.
+                    if count < most {
                         self.await_work(&mut learnt, sent, count).await;
                     }
                 }
@@ -319,8 +320,12 @@ impl Lane {
             },
             Verdict::Back => How::Release,
         };
-        if let How::Settle { after, .. } | How::Retry { after, .. } = &how {
-            learnt.agenda.add(Moment::now().after(*after));
+        match &how {
+            How::Settle { after, .. } | How::Retry { after, .. } => {
+                learnt.agenda.add(Moment::now().after(*after));
+            }
+            How::Release => learnt.agenda.add(Moment::now().after(GIVEN_BACK)),
+            How::Done(..) => {}
         }
         Ended {
             finished: Finished {

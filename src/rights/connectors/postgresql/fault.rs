@@ -64,7 +64,10 @@ impl Fault {
         Self {
             failure: Failure::new(reason, format!("{words} while {doing} (error {code})")),
             whole,
-            broken: code.starts_with("57P") || code.starts_with("08") || code == "25006",
+            // 25006: it has become a standby. 26000: somebody's trigger took away what is prepared.
+            broken: code.starts_with("57P")
+                || code.starts_with("08")
+                || ["25006", "26000"].contains(&code),
         }
     }
 }

@@ -33,7 +33,8 @@ impl Line {
         }
     }
 
-    /// The rows of a statement of ours. Statements asked for together are sent together, in their order.
+    /// The rows of a statement of ours. Statements asked for together are sent together, in their
+    /// order, once they are prepared.
     pub async fn rows(&self, sql: &'static str, of: &[Parameter<'_>]) -> Result<Vec<Row>, Error> {
         let client = &self.session.client;
         match self.statement(sql, of).await? {

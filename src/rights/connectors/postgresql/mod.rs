@@ -204,7 +204,7 @@ impl PostgreSql {
         }
     }
 
-    /// Begins a transaction and looks at the tables, in one round trip.
+    /// Begins a transaction and looks at the tables, in one round trip but for a connection's first.
     async fn begin(
         &self,
         line: &Line,

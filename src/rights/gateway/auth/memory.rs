@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use super::{Caller, Verb};
 
-/// For how long a yes is used without asking again: also how long a revoked token or role lives on.
+/// For how long a yes is used: also how long a revoked token or role lives on.
 pub const YES: Duration = Duration::from_secs(10);
 /// From this age on a yes is asked for again while it is still used: whoever comes when it runs out would wait for the
 /// API server, and behind them everybody else with the same token.
@@ -72,8 +72,10 @@ impl Slot {
         if let Some((verdict, at)) = &self.known {
             let age = since(at);
             let may = matches!(verdict, Verdict::May(_));
-            // Whoever asked last found nobody: to let everybody wait while it is tried again would be an outage of ours.
-            let alone = may && self.failed.is_some() && age < WITHOUT_SERVER;
+            // Whoever asked a moment ago found nobody: to let everybody wait while it is tried again would be an outage of
+            // ours. A failure of long ago says nothing of now.
+            let alone = self.failed.is_some_and(|at| since(&at) < YES) && age < WITHOUT_SERVER;
+            let alone = may && alone;
             if age < if may { YES } else { NO } || alone {
                 let asking = self.asking.is_some_and(|at| since(&at) < LOST);
                 if may && age >= AHEAD && !paused && !asking {
@@ -201,6 +203,17 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_of_long_ago_says_nothing_of_now() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut slot = Slot::default();
+        slot.said(may(), begin);
+        assert_eq!(slot.silent(at(6), at(9)), Next::Use(may()));
+        assert_eq!(slot.next(at(18)), Next::Renew(may()));
+        assert_eq!(slot.next(at(19)), Next::Ask);
+    }
+
+    #[test]
     fn the_later_questions_answer_holds() {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
@@ -218,7 +231,7 @@ mod tests {
 
     proptest! {
         /// Whatever happened: what is used is what was last asked for, no longer ago than the bound; beyond the shorter
-        /// one only after a question failed; and a no is never overridden by an earlier yes.
+        /// one only if a question has just failed; and a no is never overridden by an earlier yes.
         #[test]
         fn nothing_older_than_the_bound_is_used(
             events in prop::collection::vec((0u64..60, 0u8..4, 0u64..5), 1..60),
@@ -226,7 +239,7 @@ mod tests {
             let mut now = Instant::now();
             let mut slot = Slot::default();
             let mut last: Option<(Verdict, Instant)> = None;
-            let mut failed = false;
+            let mut failed: Option<Instant> = None;
             for (wait, what, takes) in events {
                 now += Duration::from_secs(wait);
                 let next = slot.next(now);
@@ -235,10 +248,10 @@ mod tests {
                     let (said, at) = last.clone().unwrap();
                     prop_assert_eq!(&verdict, &said);
                     let may = matches!(verdict, Verdict::May(_));
-                    let bound = match (may, failed) {
-                        (false, _) => NO,
-                        (true, false) => YES,
-                        (true, true) => WITHOUT_SERVER,
+                    let bound = match failed {
+                        _ if !may => NO,
+                        Some(at) if now - at < YES => WITHOUT_SERVER,
+                        _ => YES,
                     };
                     prop_assert!(now - at < bound);
                 }
@@ -247,12 +260,12 @@ mod tests {
                     now += Duration::from_secs(takes);
                     if what == 0 {
                         let _ = slot.silent(asked, now);
-                        failed = true;
+                        failed = Some(now);
                     } else {
                         let verdict = [may(), Verdict::MayNot, Verdict::Unknown][usize::from(what - 1)].clone();
                         slot.said(verdict.clone(), asked);
                         last = Some((verdict, asked));
-                        failed = false;
+                        failed = None;
                     }
                 }
             }

@@ -1,7 +1,8 @@
 //! Questions to the API server: whose is this token (TokenReview), and may they (SubjectAccessReview).
 //!
 //! Owns the calls and their bounds. Never: lets a stranger make it ask without end; worthless tokens are bounded per
-//! address, and questions at a time in all. Or lets somebody who is known wait for it.
+//! address, and questions at a time in all. Or lets somebody wait for it who has just been known: a yes in use is renewed
+//! while it is used.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -27,10 +28,11 @@ use crate::rights::gateway::problem::{Kind, Problem};
 
 /// Both calls together.
 const CALL: Duration = Duration::from_secs(3);
-/// Questions at a time. More wait, within [`CALL`].
+/// Questions at a time, of those who wait for the answer, and again of those by which a yes is renewed: strangers can't
+/// keep these from being asked. More wait, within [`CALL`].
 const AT_A_TIME: usize = 16;
-/// Questions of one address: a second, and at once. With a correct client there is one for each token and verb;
-/// those by which a yes is renewed don't count.
+/// Questions of one address: a second, and at once. A correct client needs one for each token and verb, and another when it
+/// has been quiet; those by which a yes is renewed don't count.
 const PER_SECOND: NonZeroU32 = NonZeroU32::MIN.saturating_add(19);
 const AT_ONCE: NonZeroU32 = NonZeroU32::MIN.saturating_add(99);
 
@@ -57,6 +59,7 @@ struct Server {
     client: Client,
     subject: Subject,
     room: Semaphore,
+    renewals: Semaphore,
     metrics: Arc<Metrics>,
 }
 
@@ -79,6 +82,7 @@ impl Tokens {
                 client,
                 subject,
                 room: Semaphore::new(AT_A_TIME),
+                renewals: Semaphore::new(AT_A_TIME),
                 metrics,
             }),
             memory: Memory::default(),
@@ -108,7 +112,7 @@ impl Tokens {
                     ));
                 }
                 let asked = Instant::now();
-                match self.server.ask(token, verb).await {
+                match self.server.ask(token, verb, &self.server.room).await {
                     Some(verdict) => {
                         slot.said(verdict.clone(), asked);
                         Next::Use(verdict)
@@ -120,7 +124,7 @@ impl Tokens {
                 let (server, shared) = (self.server.clone(), shared.clone());
                 let (token, asked) = (token.to_owned(), Instant::now());
                 tokio::spawn(async move {
-                    let said = server.ask(&token, verb).await;
+                    let said = server.ask(&token, verb, &server.renewals).await;
                     let mut slot = shared.lock().await;
                     match said {
                         Some(verdict) => slot.said(verdict, asked),
@@ -162,8 +166,8 @@ impl Tokens {
 
 impl Server {
     /// What the API server says now; none: it says nothing.
-    async fn ask(&self, token: &str, verb: Verb) -> Option<Verdict> {
-        let said = tokio::time::timeout(CALL, self.review(token, verb)).await;
+    async fn ask(&self, token: &str, verb: Verb, room: &Semaphore) -> Option<Verdict> {
+        let said = tokio::time::timeout(CALL, self.review(token, verb, room)).await;
         match said.unwrap_or(Err("timeout")) {
             Ok(verdict) => {
                 self.metrics.reviewed(match verdict {
@@ -182,8 +186,13 @@ impl Server {
         }
     }
 
-    async fn review(&self, token: &str, verb: Verb) -> Result<Verdict, &'static str> {
-        let Ok(_permit) = self.room.acquire().await else {
+    async fn review(
+        &self,
+        token: &str,
+        verb: Verb,
+        room: &Semaphore,
+    ) -> Result<Verdict, &'static str> {
+        let Ok(_permit) = room.acquire().await else {
             return Err("closing");
         };
         let Some(user) = self.whose(token).await? else {
