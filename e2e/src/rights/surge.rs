@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::desk::{Desk, Gateway};
 use super::people;
 use super::workflow::ledger;
+use crate::figures::hundredth;
 use crate::harness::Scope;
 
 /// Over how much time a percentile is taken while something changes.
@@ -194,11 +195,8 @@ async fn one(
 /// The 99th percentile, in seconds.
 #[must_use]
 pub fn p99(shots: &[Shot]) -> f64 {
-    let mut all: Vec<f64> = shots.iter().map(|s| s.took.as_secs_f64()).collect();
-    all.sort_by(f64::total_cmp);
-    all.get((all.len() * 99).div_ceil(100).saturating_sub(1))
-        .copied()
-        .unwrap_or_default()
+    let all: Vec<f64> = shots.iter().map(|s| s.took.as_secs_f64()).collect();
+    hundredth(&all, 99).unwrap_or_default()
 }
 
 /// What a surge did.

@@ -119,20 +119,18 @@ impl Lane {
                 }
                 Ok(claimed) => {
                     let count = u32::try_from(claimed.len()).unwrap_or(u32::MAX);
-                    if count == 0 {
-                        self.await_work(&mut learnt, sent, count).await;
-                        continue;
+                    if count > 0 {
+                        metrics.claimed(claimed.len());
+                        let results = self.batch(&mut learnt, sent, claimed).await;
+                        while finishing.len() >= FINISHING {
+                            drop(finishing.join_next().await);
+                        }
+                        let (ledger, all) = (self.ledger.clone(), self.metrics.clone());
+                        let (target, region) = (self.target.clone(), self.region.clone());
+                        finishing.spawn(async move {
+                            finish(&ledger, results, all.of(&target, &region)).await;
+                        });
                     }
-                    metrics.claimed(claimed.len());
-                    let results = self.batch(&mut learnt, sent, claimed).await;
-                    while finishing.len() >= FINISHING {
-                        drop(finishing.join_next().await);
-                    }
-                    let (ledger, all) = (self.ledger.clone(), self.metrics.clone());
-                    let (target, region) = (self.target.clone(), self.region.clone());
-                    finishing.spawn(async move {
-                        finish(&ledger, results, all.of(&target, &region)).await;
-                    });
                     // Fewer than asked for: that was all there was.
                     if count < most {
                         self.await_work(&mut learnt, sent, count).await;
