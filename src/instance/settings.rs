@@ -59,6 +59,14 @@ pub fn replication_timeout(detection_seconds: u32) -> u32 {
     detection_seconds.saturating_mul(2).clamp(5, 600)
 }
 
+/// WAL files that are kept ready for use: a sixteenth of the volume, at most what PostgreSQL lets WAL grow to between two
+/// checkpoints by default, at least PostgreSQL's own minimum. After a quiet week PostgreSQL would keep five, and with a
+/// spike every commit would wait, once in 16 MiB, until primary and standbys have filled a new one with zeroes.
+#[must_use]
+pub fn ready_wal_megabytes(volume_bytes: u64) -> u64 {
+    (volume_bytes / 16 / MEGABYTE).clamp(80, 1024)
+}
+
 /// How much WAL the slots of absent standbys may hold back: a quarter of the volume. Beyond it a standby is
 /// cloned anew, which is better than a full volume, which stops the primary.
 #[must_use]
@@ -105,6 +113,7 @@ pub fn render(input: &Input<'_>) -> String {
     };
 
     // Suggestions, which a user's parameter replaces.
+    let ready = format!("{}MB", ready_wal_megabytes(input.volume_bytes));
     for (name, value) in [
         ("timezone", "UTC"),
         ("log_timezone", "UTC"),
@@ -114,6 +123,7 @@ pub fn render(input: &Input<'_>) -> String {
         ("tcp_keepalives_count", "3"),
         // A client that vanished holds its connection no longer than this.
         ("tcp_user_timeout", "30s"),
+        ("min_wal_size", ready.as_str()),
     ] {
         if !input.user.contains_key(name) {
             set(name, value);

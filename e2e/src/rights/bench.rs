@@ -28,6 +28,9 @@ const NAMESPACE: &str = "bench-rights";
 const STORE: &str = "consumers";
 const REGION: &str = "us-west";
 const CLIENT: &str = "app";
+/// Shell: what pgbench does, into /tmp/insert.sql.
+const INSERT: &str = "echo \"insert into bench_insert (payload) values (decode(repeat(md5(random()::text), 16), 'hex'));\" \
+                      >/tmp/insert.sql;";
 
 /// What can be measured by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -94,6 +97,8 @@ async fn measure(scope: &Scope, plan: &Plan) -> Result<Vec<Figure>> {
     let manifest = scope.manifest(STORE, &[("us-west", 2), ("us-east", 1)], |m| {
         m["spec"]["durability"] = "Required".into();
         m["spec"]["storage"]["size"] = "8Gi".into();
+        // Without, everything else on the machine goes first while it is busy, and a failover is when it is.
+        m["spec"]["resources"]["requests"] = json!({ "cpu": "500m", "memory": "512Mi" });
         m["spec"]["postgres"]["parameters"]["shared_buffers"] = "256MB".into();
     });
     scope.apply(&manifest).await?;
@@ -104,6 +109,8 @@ async fn measure(scope: &Scope, plan: &Plan) -> Result<Vec<Figure>> {
     let followed = plan.runs * 200;
     let last = followed + plan.batch;
     people::plant(scope, CLIENT, last).await?;
+    let table = "CREATE TABLE IF NOT EXISTS bench_insert (id bigserial PRIMARY KEY, payload bytea, at timestamptz DEFAULT now())";
+    scope.client_sql(CLIENT, table).await?;
     workers(scope, 1).await?;
     let gateway = Gateway::of(scope, STORE).await?;
 
@@ -119,6 +126,7 @@ async fn measure(scope: &Scope, plan: &Plan) -> Result<Vec<Figure>> {
     }
     empty(scope, Duration::from_secs(600)).await?;
     if plan.wants(Case::Surge) {
+        checkpointed(scope).await?;
         figures.extend(surge(scope, &gateway, plan).await?);
     }
     if plan.wants(Case::Drain) {
@@ -151,9 +159,33 @@ async fn workers(scope: &Scope, count: usize) -> Result<()> {
     Ok(())
 }
 
+/// As a store is that has been up for longer than five minutes, PostgreSQL's pause between checkpoints: what WAL was
+/// written is ready for use again. In a store that was just made every 16 MiB are a new file, which primary and standbys
+/// fill with zeroes first, here all three at once on one disk, and every commit waits.
+async fn checkpointed(scope: &Scope) -> Result<()> {
+    const DONE: &str = "SELECT redo_lsn FROM pg_control_checkpoint()";
+    let found = scope.stores().get(STORE).await?;
+    let primary = found.data["status"]["primary"].as_str();
+    let primary = primary.context("no primary")?;
+    scope.sql(primary, "postgres", "CHECKPOINT").await?;
+    let done = scope.sql(primary, "postgres", DONE).await?;
+    let deadline = Instant::now() + PATIENCE;
+    for name in scope.owned::<Pod>(STORE).await? {
+        // Of a standby: once it has replayed the primary's.
+        while scope.sql(&name, "postgres", DONE).await? != done {
+            ensure!(Instant::now() < deadline, "{name} makes no restart point");
+            scope.sql(&name, "postgres", "CHECKPOINT").await?;
+        }
+    }
+    Ok(())
+}
+
 /// Four times the traffic within a minute, and the primary's pod killed in the middle of it.
 async fn surge(scope: &Scope, gateway: &Gateway, plan: &Plan) -> Result<Vec<Figure>> {
-    let load = Load::quadrupled(plan.surge);
+    let mut load = Load::quadrupled(plan.surge);
+    let steady = steady(scope, load).await?;
+    let steady = steady.iter().copied().fold(0.0, f64::max);
+    load.normal = load.normal.max(steady);
     let outcome =
         surge::with_failover(scope, STORE, gateway, load, "surge", |n| 2_000_000_000 + n).await?;
     let Surge {
@@ -174,6 +206,8 @@ async fn surge(scope: &Scope, gateway: &Gateway, plan: &Plan) -> Result<Vec<Figu
     println!("p99 of every five seconds, ms: {}", course.join(" "));
     empty(scope, Duration::from_secs(600)).await?;
     let mut figures = vec![
+        Figure::new("surge/p99/pgbench", "s", &[steady])?,
+        Figure::new("surge/p99/limit", "s", &[load.limit(normal)])?,
         Figure::new("surge/p99/before", "s", &[normal])?,
         Figure::new("surge/p99/worst", "s", &[worst])?,
         Figure::new("surge/told-to-come-again", "requests", &[later as f64])?,
@@ -271,19 +305,44 @@ async fn accept(gateway: &Gateway, plan: &Plan) -> Result<Vec<Figure>> {
     ])
 }
 
+/// What pgbench has of the same store at the surge's high rate, with nobody filing and nobody dying: the percentiles of
+/// its windows, as [`surge::reckon`] takes them. What the machine does by itself is no lasting harm of the surge.
+async fn steady(scope: &Scope, load: Load) -> Result<Vec<f64>> {
+    let [.., during] = load.phases;
+    let run = format!(
+        "{INSERT} rm -f /tmp/steady.*; pgbench -n -f /tmp/insert.sql -c 32 -j 2 -T {} --rate {} -l --log-prefix /tmp/steady \"$URI\" \
+         >/tmp/steady.out; cat /tmp/steady.[0-9]*",
+        during.as_secs(),
+        load.rates.1
+    );
+    let said = scope.exec(CLIENT, &["sh", "-ec", &run]).await?;
+    // Client, transaction, microseconds from when it was due, script, and when it was done: seconds, microseconds.
+    let shot = |line: &str| -> Option<(f64, f64)> {
+        let mut words = line.split(' ').skip(2);
+        let took: f64 = words.next()?.parse().ok()?;
+        let second: f64 = words.nth(1)?.parse().ok()?;
+        let micros: f64 = words.next()?.parse().ok()?;
+        Some((second + (micros - took) / 1e6, took / 1e6))
+    };
+    let shots: Option<Vec<(f64, f64)>> = said.lines().map(shot).collect();
+    let shots = shots.with_context(|| format!("not pgbench's log: {said:.200}"))?;
+    let windows = surge::windows(&shots);
+    ensure!(!windows.is_empty(), "pgbench did nothing: {said:.200}");
+    let shown: Vec<String> = windows.iter().map(|s| format!("{:.0}", s * 1e3)).collect();
+    println!(
+        "pgbench at {:.0}/s, p99 of every five seconds, ms: {}",
+        load.rates.1,
+        shown.join(" ")
+    );
+    Ok(windows)
+}
+
 /// What the same store gives pgbench for one row of about a request's size, with as many clients.
 async fn pgbench(scope: &Scope, plan: &Plan) -> Result<Figure> {
-    scope
-        .client_sql(
-            CLIENT,
-            "CREATE TABLE IF NOT EXISTS bench_insert (id bigserial PRIMARY KEY, payload bytea, at timestamptz DEFAULT now())",
-        )
-        .await?;
     let mut rates = Vec::new();
     for run in 1..=plan.runs {
         let script = format!(
-            "echo \"insert into bench_insert (payload) values (decode(repeat(md5(random()::text), 16), 'hex'));\" >/tmp/insert.sql; \
-             exec pgbench -n -f /tmp/insert.sql -c {} -j 2 -T {} \"$URI\"",
+            "{INSERT} exec pgbench -n -f /tmp/insert.sql -c {} -j 2 -T {} \"$URI\"",
             plan.clients, plan.seconds
         );
         let said = scope.exec(CLIENT, &["sh", "-ec", &script]).await?;

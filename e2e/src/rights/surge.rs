@@ -82,6 +82,12 @@ impl Load {
         }
     }
 
+    /// Seconds up to which a window's percentile is normal, if it was so much before.
+    #[must_use]
+    pub fn limit(&self, before: f64) -> f64 {
+        (NORMAL * before).max(self.normal)
+    }
+
     /// When the ramp is over.
     #[must_use]
     pub fn risen(&self) -> Duration {
@@ -199,6 +205,26 @@ pub fn p99(shots: &[Shot]) -> f64 {
     hundredth(&all, 99).unwrap_or_default()
 }
 
+/// The percentiles of all whole windows, in seconds, of what was due at a second and took so many.
+#[must_use]
+pub fn windows(shots: &[(f64, f64)]) -> Vec<f64> {
+    let times = || shots.iter().map(|s| s.0);
+    let (first, end) = (
+        times().fold(f64::MAX, f64::min),
+        times().fold(0.0, f64::max),
+    );
+    let width = WINDOW.as_secs_f64();
+    let mut all = Vec::new();
+    let mut from = first;
+    while from + width <= end {
+        let within = shots.iter().filter(|s| s.0 >= from && s.0 < from + width);
+        let took: Vec<f64> = within.map(|s| s.1).collect();
+        all.extend(hundredth(&took, 99));
+        from += width;
+    }
+    all
+}
+
 /// What a surge did.
 #[derive(Clone, Debug)]
 pub struct Surge {
@@ -222,7 +248,7 @@ pub fn reckon(shots: &[Shot], load: &Load, changed: Duration) -> Surge {
     let (before, after): (Vec<Shot>, Vec<Shot>) =
         shots.iter().cloned().partition(|s| s.due < load.phases[0]);
     let normal = p99(&before);
-    let limit = (NORMAL * normal).max(load.normal);
+    let limit = load.limit(normal);
     let course = |shots: &[Shot], from: Duration, to: Duration| {
         let mut windows: Vec<(Duration, f64)> = Vec::new();
         let mut start = from;
@@ -344,6 +370,17 @@ mod tests {
             id: String::new(),
         };
         LOAD.due().into_iter().map(one).collect()
+    }
+
+    #[test]
+    fn windows_are_whole_and_each_its_own() {
+        let slow = |at: f64| if (5.0..10.0).contains(&at) { 0.2 } else { 0.01 };
+        let shots: Vec<(f64, f64)> = (0..1700)
+            .map(|n| f64::from(n) / 100.0)
+            .map(|at| (at, slow(at)))
+            .collect();
+        assert_eq!(windows(&shots), [0.01, 0.2, 0.01]);
+        assert!(windows(&[]).is_empty());
     }
 
     #[test]

@@ -64,6 +64,15 @@ fn a_user_parameter_replaces_a_suggestion() {
 }
 
 #[test]
+fn wal_that_is_kept_ready_follows_the_volume() {
+    let ready = |gibibytes: u64| ready_wal_megabytes(gibibytes * 1024 * MEGABYTE);
+    assert_eq!([1, 8, 100].map(ready), [80, 512, 1024]);
+    let own = rendered(17, &map(&[("min_wal_size", "2GB")]), &BTreeMap::new());
+    assert_eq!(own.matches("min_wal_size").count(), 1);
+    assert_eq!(value(&own, "min_wal_size"), Some("2GB"));
+}
+
+#[test]
 fn reserved_parameters_are_left_out_and_named() {
     let (kept, ignored) = split(&map(&[
         ("fsync", "off"),

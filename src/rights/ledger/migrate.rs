@@ -47,10 +47,16 @@ const MIGRATIONS: &[Migration] = &[
         compatible_since: 4,
         sql: include_str!("migrations/0004_observer.sql"),
     },
+    Migration {
+        version: 5,
+        name: "vacuum",
+        compatible_since: 4,
+        sql: include_str!("migrations/0005_vacuum.sql"),
+    },
 ];
 
 /// The version that this program knows, and the least that it needs.
-pub const KNOWN: i32 = 4;
+pub const KNOWN: i32 = 5;
 
 /// Any number; all that migrate a ledger use this one.
 const LOCK: i64 = 0x0064_6f6d_6963_696c;
