@@ -228,7 +228,15 @@ impl Case {
 #[must_use]
 pub fn all() -> Vec<Case> {
     let mut all: Vec<Case> = NAMES.iter().map(|(kind, _)| Case::of(*kind)).collect();
-    let with_api_down = [PostmasterKill, PodKill, NodeCut, PodFreeze, Graceful];
+    let with_api_down = [
+        PostmasterKill,
+        PodKill,
+        NodeCut,
+        PodFreeze,
+        Graceful,
+        CutIn,
+        CutOut,
+    ];
     all.extend(with_api_down.map(|kind| Case {
         kind,
         api_down: true,

@@ -97,8 +97,6 @@ async fn measure(scope: &Scope, plan: &Plan) -> Result<Vec<Figure>> {
     let manifest = scope.manifest(STORE, &[("us-west", 2), ("us-east", 1)], |m| {
         m["spec"]["durability"] = "Required".into();
         m["spec"]["storage"]["size"] = "8Gi".into();
-        // Without, everything else on the machine goes first while it is busy, and a failover is when it is.
-        m["spec"]["resources"]["requests"] = json!({ "cpu": "500m", "memory": "512Mi" });
         m["spec"]["postgres"]["parameters"]["shared_buffers"] = "256MB".into();
     });
     scope.apply(&manifest).await?;
