@@ -306,6 +306,16 @@ impl Scope {
         self.harness.bed.exec(&self.namespace, pod, command).await
     }
 
+    /// The store's primary, as its status names it.
+    ///
+    /// # Errors
+    /// If it names none.
+    pub async fn primary(&self, store: &str) -> Result<String> {
+        let found = self.stores().get(store).await?;
+        let primary = found.data["status"]["primary"].as_str();
+        Ok(primary.context("no primary")?.to_owned())
+    }
+
     /// SQL as the superuser on one instance, over its Unix socket.
     ///
     /// # Errors

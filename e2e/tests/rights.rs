@@ -135,11 +135,7 @@ async fn deletions_end_with_proof_while_the_primary_dies_and_while_traffic_quadr
                 .await?;
             ids.push(id);
             if person == LEAVING / 3 {
-                let store = scope.stores().get("consumers").await?;
-                let primary = store.data["status"]["primary"]
-                    .as_str()
-                    .context("no primary")?
-                    .to_owned();
+                let primary = scope.primary("consumers").await?;
                 let now = DeleteParams::default().grace_period(0);
                 scope.api::<Pod>().delete(&primary, &now).await?;
             }

@@ -60,7 +60,7 @@ pub fn replication_timeout(detection_seconds: u32) -> u32 {
 }
 
 /// WAL files that are kept ready for use: a sixteenth of the volume, at most what PostgreSQL lets WAL grow to between two
-/// checkpoints by default, at least PostgreSQL's own minimum. After a quiet week PostgreSQL would keep five, and with a
+/// checkpoints by default, at least PostgreSQL's own default. After a quiet week PostgreSQL would keep five, and with a
 /// spike every commit would wait, once in 16 MiB, until primary and standbys have filled a new one with zeroes.
 #[must_use]
 pub fn ready_wal_megabytes(volume_bytes: u64) -> u64 {

@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
@@ -162,11 +162,9 @@ async fn workers(scope: &Scope, count: usize) -> Result<()> {
 /// fill with zeroes first, here all three at once on one disk, and every commit waits.
 async fn checkpointed(scope: &Scope) -> Result<()> {
     const DONE: &str = "SELECT redo_lsn FROM pg_control_checkpoint()";
-    let found = scope.stores().get(STORE).await?;
-    let primary = found.data["status"]["primary"].as_str();
-    let primary = primary.context("no primary")?;
-    scope.sql(primary, "postgres", "CHECKPOINT").await?;
-    let done = scope.sql(primary, "postgres", DONE).await?;
+    let primary = scope.primary(STORE).await?;
+    scope.sql(&primary, "postgres", "CHECKPOINT").await?;
+    let done = scope.sql(&primary, "postgres", DONE).await?;
     let deadline = Instant::now() + PATIENCE;
     for name in scope.owned::<Pod>(STORE).await? {
         // Of a standby: once it has replayed the primary's.
@@ -182,7 +180,6 @@ async fn checkpointed(scope: &Scope) -> Result<()> {
 async fn surge(scope: &Scope, gateway: &Gateway, plan: &Plan) -> Result<Vec<Figure>> {
     let mut load = Load::quadrupled(plan.surge);
     let steady = steady(scope, load).await?;
-    let steady = steady.iter().copied().fold(0.0, f64::max);
     load.normal = load.normal.max(steady);
     let outcome =
         surge::with_failover(scope, STORE, gateway, load, "surge", |n| 2_000_000_000 + n).await?;
@@ -200,8 +197,7 @@ async fn surge(scope: &Scope, gateway: &Gateway, plan: &Plan) -> Result<Vec<Figu
         load.rates.1,
         outcome.shots.len()
     );
-    let course: Vec<String> = course.iter().map(|s| format!("{:.0}", s * 1e3)).collect();
-    println!("p99 of every five seconds, ms: {}", course.join(" "));
+    println!("p99 of every five seconds, ms: {}", surge::shown(&course));
     empty(scope, Duration::from_secs(600)).await?;
     let mut figures = vec![
         Figure::new("surge/p99/pgbench", "s", &[steady])?,
@@ -303,9 +299,9 @@ async fn accept(gateway: &Gateway, plan: &Plan) -> Result<Vec<Figure>> {
     ])
 }
 
-/// What pgbench has of the same store at the surge's high rate, with nobody filing and nobody dying: the percentiles of
-/// its windows, as [`surge::reckon`] takes them. What the machine does by itself is no lasting harm of the surge.
-async fn steady(scope: &Scope, load: Load) -> Result<Vec<f64>> {
+/// What pgbench has of the same store at the surge's high rate, with nobody filing and nobody dying: the worst of
+/// its windows, as [`surge::reckon`] takes them, in seconds. What the machine does by itself is no lasting harm of the surge.
+async fn steady(scope: &Scope, load: Load) -> Result<f64> {
     let [.., during] = load.phases;
     let run = format!(
         "{INSERT} rm -f /tmp/steady.*; pgbench -n -f /tmp/insert.sql -c 32 -j 2 -T {} --rate {} -l --log-prefix /tmp/steady \"$URI\" \
@@ -315,24 +311,29 @@ async fn steady(scope: &Scope, load: Load) -> Result<Vec<f64>> {
     );
     let said = scope.exec(CLIENT, &["sh", "-ec", &run]).await?;
     // Client, transaction, microseconds from when it was due, script, and when it was done: seconds, microseconds.
-    let shot = |line: &str| -> Option<(f64, f64)> {
+    let shot = |line: &str| -> Option<(Duration, f64)> {
         let mut words = line.split(' ').skip(2);
         let took: f64 = words.next()?.parse().ok()?;
         let second: f64 = words.nth(1)?.parse().ok()?;
         let micros: f64 = words.next()?.parse().ok()?;
-        Some((second + (micros - took) / 1e6, took / 1e6))
+        let due = Duration::try_from_secs_f64(second + (micros - took) / 1e6).ok()?;
+        Some((due, took / 1e6))
     };
-    let shots: Option<Vec<(f64, f64)>> = said.lines().map(shot).collect();
+    let shots: Option<Vec<(Duration, f64)>> = said.lines().map(shot).collect();
     let shots = shots.with_context(|| format!("not pgbench's log: {said:.200}"))?;
-    let windows = surge::windows(&shots);
-    ensure!(!windows.is_empty(), "pgbench did nothing: {said:.200}");
-    let shown: Vec<String> = windows.iter().map(|s| format!("{:.0}", s * 1e3)).collect();
+    let times = || shots.iter().map(|s| s.0);
+    let (Some(first), Some(last)) = (times().min(), times().max()) else {
+        bail!("pgbench did nothing");
+    };
+    let windows = surge::windows(&shots, first, last);
+    let windows: Vec<f64> = windows.iter().map(|w| w.1).collect();
+    ensure!(!windows.is_empty(), "pgbench was too short");
     println!(
         "pgbench at {:.0}/s, p99 of every five seconds, ms: {}",
         load.rates.1,
-        shown.join(" ")
+        surge::shown(&windows)
     );
-    Ok(windows)
+    Ok(windows.iter().copied().fold(0.0, f64::max))
 }
 
 /// What the same store gives pgbench for one row of about a request's size, with as many clients.

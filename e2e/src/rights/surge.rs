@@ -198,31 +198,33 @@ async fn one(
     }
 }
 
-/// The 99th percentile, in seconds.
-#[must_use]
-pub fn p99(shots: &[Shot]) -> f64 {
-    let all: Vec<f64> = shots.iter().map(|s| s.took.as_secs_f64()).collect();
-    hundredth(&all, 99).unwrap_or_default()
+/// The 99th percentile; of nothing, 0.
+fn p99(took: &[f64]) -> f64 {
+    hundredth(took, 99).unwrap_or_default()
 }
 
-/// The percentiles of all whole windows, in seconds, of what was due at a second and took so many.
+/// The percentile of each whole window between two moments, with its beginning, of what was due at a moment and took so
+/// many seconds.
 #[must_use]
-pub fn windows(shots: &[(f64, f64)]) -> Vec<f64> {
-    let times = || shots.iter().map(|s| s.0);
-    let (first, end) = (
-        times().fold(f64::MAX, f64::min),
-        times().fold(0.0, f64::max),
-    );
-    let width = WINDOW.as_secs_f64();
+pub fn windows(shots: &[(Duration, f64)], from: Duration, to: Duration) -> Vec<(Duration, f64)> {
     let mut all = Vec::new();
-    let mut from = first;
-    while from + width <= end {
-        let within = shots.iter().filter(|s| s.0 >= from && s.0 < from + width);
-        let took: Vec<f64> = within.map(|s| s.1).collect();
-        all.extend(hundredth(&took, 99));
-        from += width;
+    let mut start = from;
+    while start + WINDOW <= to {
+        let within = shots
+            .iter()
+            .filter(|(due, _)| *due >= start && *due < start + WINDOW);
+        let took: Vec<f64> = within.map(|(_, took)| *took).collect();
+        all.push((start, p99(&took)));
+        start += WINDOW;
     }
     all
+}
+
+/// Percentiles as they are shown: in milliseconds, one after the other.
+#[must_use]
+pub fn shown(seconds: &[f64]) -> String {
+    let all: Vec<String> = seconds.iter().map(|s| format!("{:.0}", s * 1e3)).collect();
+    all.join(" ")
 }
 
 /// What a surge did.
@@ -245,24 +247,16 @@ pub struct Surge {
 /// Reckons it. `changed` is when the last change was: the ramp's end or a failure, whichever is later.
 #[must_use]
 pub fn reckon(shots: &[Shot], load: &Load, changed: Duration) -> Surge {
-    let (before, after): (Vec<Shot>, Vec<Shot>) =
-        shots.iter().cloned().partition(|s| s.due < load.phases[0]);
-    let normal = p99(&before);
+    let rises = load.phases[0];
+    let all: Vec<(Duration, f64)> = shots
+        .iter()
+        .map(|s| (s.due, s.took.as_secs_f64()))
+        .collect();
+    let before = all.iter().filter(|s| s.0 < rises).map(|s| s.1);
+    let normal = p99(&before.collect::<Vec<f64>>());
     let limit = load.limit(normal);
-    let course = |shots: &[Shot], from: Duration, to: Duration| {
-        let mut windows: Vec<(Duration, f64)> = Vec::new();
-        let mut start = from;
-        while start + WINDOW <= to {
-            let within = |s: &&Shot| s.due >= start && s.due < start + WINDOW;
-            let of: Vec<Shot> = shots.iter().filter(within).cloned().collect();
-            windows.push((start, p99(&of)));
-            start += WINDOW;
-        }
-        windows
-    };
-    let end = load.phases.iter().sum::<Duration>();
-    let earlier = course(&before, Duration::ZERO, load.phases[0]);
-    let windows = course(&after, load.phases[0], end);
+    let earlier = windows(&all, Duration::ZERO, rises);
+    let windows = windows(&all, rises, load.phases.iter().sum());
     let settled = windows.iter().rposition(|(_, p)| *p > limit);
     let back = match settled {
         None => Some(0.0),
@@ -308,11 +302,9 @@ pub async fn with_failover(
     let middle = load.phases[0] + load.phases[1] / 2;
     let killed = async {
         tokio::time::sleep(middle).await;
-        let found = scope.stores().get(store).await?;
-        let primary = found.data["status"]["primary"].as_str();
-        let primary = primary.context("no primary")?;
+        let primary = scope.primary(store).await?;
         let now = DeleteParams::default().grace_period(0);
-        scope.api::<Pod>().delete(primary, &now).await?;
+        scope.api::<Pod>().delete(&primary, &now).await?;
         anyhow::Ok(())
     };
     let (shots, killed) = tokio::join!(fire(gateway, load, prefix, people), killed);
@@ -375,12 +367,16 @@ mod tests {
     #[test]
     fn windows_are_whole_and_each_its_own() {
         let slow = |at: f64| if (5.0..10.0).contains(&at) { 0.2 } else { 0.01 };
-        let shots: Vec<(f64, f64)> = (0..1700)
+        let shots: Vec<(Duration, f64)> = (0..1700)
             .map(|n| f64::from(n) / 100.0)
-            .map(|at| (at, slow(at)))
+            .map(|at| (Duration::from_secs_f64(at), slow(at)))
             .collect();
-        assert_eq!(windows(&shots), [0.01, 0.2, 0.01]);
-        assert!(windows(&[]).is_empty());
+        let all = windows(&shots, Duration::ZERO, Duration::from_secs(17));
+        assert_eq!(
+            all.iter().map(|w| w.1).collect::<Vec<f64>>(),
+            [0.01, 0.2, 0.01]
+        );
+        assert!(windows(&[], Duration::ZERO, Duration::ZERO).is_empty());
     }
 
     #[test]

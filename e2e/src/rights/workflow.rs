@@ -43,10 +43,6 @@ pub async fn wait_workflow(
 /// # Errors
 /// If there is no primary, or psql fails.
 pub async fn ledger(scope: &Scope, name: &str, sql: &str) -> Result<String> {
-    let store = scope.stores().get(name).await?;
-    let primary = store.data["status"]["primary"]
-        .as_str()
-        .context("no primary")?
-        .to_owned();
+    let primary = scope.primary(name).await?;
     scope.sql(&primary, &format!("rights-{name}"), sql).await
 }

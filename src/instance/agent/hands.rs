@@ -88,18 +88,20 @@ impl Hands {
             return Ok(None);
         }
         let pid = u32::try_from(process.pid)?;
+        let cut = match receiver::cut(&self.run, pid, CUT_LIMIT).await {
+            Ok(took) => took,
+            Err(e) => {
+                warn!("{e:#}: stops PostgreSQL instead");
+                self.stop_now().await?;
+                return Ok(None);
+            }
+        };
         let begun = Instant::now();
-        if let Err(e) = receiver::cut(&self.run, pid, CUT_LIMIT).await {
-            warn!("{e:#}: stops PostgreSQL instead");
-            self.stop_now().await?;
-            return Ok(None);
-        }
-        let cut = begun.elapsed();
         let settled = tokio::time::timeout(SETTLE_LIMIT, self.settle()).await;
         // A vote waits for it, and so does a failover: how long, and for which of the two, can't be told afterwards.
         info!(
             cut_milliseconds = cut.as_millis(),
-            replay_milliseconds = (begun.elapsed() - cut).as_millis(),
+            replay_milliseconds = begun.elapsed().as_millis(),
             replayed = matches!(settled, Ok(Ok(_))),
             "is cut off from its upstream"
         );
