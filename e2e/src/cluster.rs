@@ -15,7 +15,7 @@ use crate::net;
 use crate::node;
 use crate::run::{say, step, until};
 use crate::seed;
-use crate::tools::{self, COREDNS, ETCD, HELM, KUBERNETES};
+use crate::tools::{self, COREDNS, ETCD, HELM, KUBERNETES, METRICS_SERVER};
 use crate::topology::NODES;
 use anyhow::{Context, Result, bail, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -154,7 +154,7 @@ fn find_program() -> Result<PathBuf> {
 /// # Errors
 /// If a build fails: with the name of its log file.
 pub async fn prepare() -> Result<images::Archives> {
-    for tool in [&KUBERNETES, &ETCD, &COREDNS, &HELM] {
+    for tool in [&KUBERNETES, &ETCD, &COREDNS, &HELM, &METRICS_SERVER] {
         let start = Instant::now();
         if !tool.is_built() {
             say(

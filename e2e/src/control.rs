@@ -6,7 +6,7 @@
 
 use crate::daemon::{self, Daemon};
 use crate::layout::Layout;
-use crate::pki::Pki;
+use crate::pki::{FRONT_PROXY, Pki};
 use crate::run::{until, words};
 use crate::tools::{ETCD, KUBERNETES};
 use crate::topology::{API_PORT, CONTROL_PLANE, CONTROL_PLANE_NS, NODES, POD_NET, SERVICE_NET};
@@ -120,6 +120,9 @@ pub async fn start_storage(layout: &Layout, pki: &Pki, place: &Place) -> Result<
              --service-account-issuer https://kubernetes.default.svc --service-cluster-ip-range {SERVICE_NET} \
              --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction --allow-privileged \
              --kubelet-preferred-address-types InternalIP --profiling=false \
+             --proxy-client-cert-file {} --proxy-client-key-file {} --requestheader-client-ca-file {} \
+             --requestheader-allowed-names {FRONT_PROXY} --requestheader-username-headers X-Remote-User \
+             --requestheader-group-headers X-Remote-Group --requestheader-extra-headers-prefix X-Remote-Extra- \
              --audit-policy-file {} --audit-log-path {} --audit-log-maxsize 500",
             place.advertise,
             place.bind,
@@ -132,6 +135,9 @@ pub async fn start_storage(layout: &Layout, pki: &Pki, place: &Place) -> Result<
             ca.display(),
             pki.service_account_public().display(),
             pki.key("service-accounts").display(),
+            pki.certificate(FRONT_PROXY).display(),
+            pki.key(FRONT_PROXY).display(),
+            pki.certificate("front-proxy-ca").display(),
             audit_policy.display(),
             audit_log(layout).display(),
         ),

@@ -5,7 +5,7 @@
 use crate::image::{self, Config, Entry, Summary};
 use crate::layout::{Layout, cache, temporary_name};
 use crate::run::{run, run_long, succeeds};
-use crate::tools::{COREDNS, build_lock, hex};
+use crate::tools::{COREDNS, METRICS_SERVER, Tool, build_lock, hex};
 use crate::topology::{NODES, Node};
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -20,6 +20,8 @@ pub const PAUSE: &str = "pause:1";
 pub const BUSYBOX: &str = "busybox:1";
 /// The cluster's DNS.
 pub const DNS: &str = "coredns:1";
+/// What says how much pods use.
+pub const METRICS: &str = "metrics-server:1";
 /// Redis, a target of rights requests, and the Debian whose package it is.
 pub const REDIS: (&str, &str) = ("redis:8", "trixie");
 /// PostgreSQL, and the Debian whose package it is: the newest, and the oldest that the product supports, on
@@ -99,7 +101,8 @@ pub async fn ensure_all() -> Result<Archives> {
     Ok(Archives(vec![
         pause().await?,
         busybox().await?,
-        coredns()?,
+        program(&COREDNS, DNS)?,
+        program(&METRICS_SERVER, METRICS)?,
         postgres(POSTGRES[0]).await?,
         postgres(POSTGRES[1]).await?,
         redis(REDIS).await?,
@@ -156,15 +159,17 @@ async fn busybox() -> Result<PathBuf> {
     Ok(out)
 }
 
-fn coredns() -> Result<PathBuf> {
-    let out = hashed("coredns", &[COREDNS.key().as_bytes()])?;
+/// An image of one program of a set of the same name.
+fn program(tool: &Tool, image: &str) -> Result<PathBuf> {
+    let name = tool.name();
+    let out = hashed(name, &[tool.key().as_bytes()])?;
     if !out.exists() {
         let config = Config {
-            entrypoint: vec!["/coredns".into()],
+            entrypoint: vec![format!("/{name}")],
             user: "65532".into(),
             ..Config::default()
         };
-        image::write_program(&out, DNS, &COREDNS.path("coredns")?, "/coredns", &config)?;
+        image::write_program(&out, image, &tool.path(name)?, &format!("/{name}"), &config)?;
     }
     Ok(out)
 }

@@ -21,6 +21,7 @@ pub mod image;
 pub mod images;
 pub mod layout;
 pub mod leftovers;
+pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod operated;

@@ -41,6 +41,8 @@ impl<'a> Identity<'a> {
     }
 }
 
+/// Whom an API server behind the API server takes the word of, as to who asks.
+pub const FRONT_PROXY: &str = "front-proxy-client";
 /// The group that may do everything.
 const MASTERS: &str = "system:masters";
 
@@ -85,7 +87,8 @@ impl Pki {
     pub fn ensure(&self) -> Result<()> {
         fs::create_dir_all(&self.folder)
             .with_context(|| format!("making {}", self.folder.display()))?;
-        let issuer = self.authority()?;
+        let issuer = self.authority("ca", "domicile-testbed-ca")?;
+        let front_proxy = self.authority("front-proxy-ca", "domicile-testbed-front-proxy-ca")?;
         self.service_accounts()?;
         let cluster_names = [
             "kubernetes",
@@ -134,14 +137,18 @@ impl Pki {
         for identity in identities {
             self.issue(&issuer, &identity)?;
         }
-        Ok(())
+        // Whoever has it may say on whose behalf it asks, so that nothing else is signed by this authority.
+        self.issue(
+            &front_proxy,
+            &Identity::client(FRONT_PROXY, FRONT_PROXY, None),
+        )
     }
 
-    fn authority(&self) -> Result<Issuer<'static, KeyPair>> {
-        let (certificate, key) = (self.certificate("ca"), self.key("ca"));
+    fn authority(&self, file: &str, name: &str) -> Result<Issuer<'static, KeyPair>> {
+        let (certificate, key) = (self.certificate(file), self.key(file));
         if !certificate.exists() || !key.exists() {
             let pair = KeyPair::generate().context("making the authority's key")?;
-            let mut params = parameters("domicile-testbed-ca", None);
+            let mut params = parameters(name, None);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages = vec![
                 KeyUsagePurpose::KeyCertSign,

@@ -244,6 +244,17 @@ impl TestBed {
         .await
     }
 
+    /// Deletes what manifests describe, as far as it's there.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub async fn delete(&self, manifests: &str) -> Result<()> {
+        let arguments = ["delete", "--ignore-not-found", "-f", "-"];
+        self.tool(&KUBERNETES, "kubectl", &arguments, Some(manifests))
+            .await
+            .map(drop)
+    }
+
     /// Runs a command in a pod's container; what it prints is the answer.
     ///
     /// # Errors

@@ -76,6 +76,16 @@ pub const HELM: Tool = tool!(
     "-s -w",
     &[("helm", "helm.sh/helm/v4/cmd/helm")]
 );
+/// What says how much pods use, to those who scale them.
+pub const METRICS_SERVER: Tool = tool!(
+    "metrics-server",
+    "v0.9.0",
+    "-s -w",
+    &[(
+        "metrics-server",
+        "sigs.k8s.io/metrics-server/cmd/metrics-server"
+    )]
+);
 /// kwok, with its stages (`stages.yaml` beside the program).
 pub const KWOK: Tool = tool!(
     "kwok",
@@ -122,6 +132,12 @@ pub async fn lock(path: &Path, holder: &str) -> Result<Flock<fs::File>> {
 }
 
 impl Tool {
+    /// Its name.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// The name of its folder in the cache: changes with versions and flags.
     #[must_use]
     pub fn key(&self) -> String {
@@ -312,6 +328,7 @@ mod tests {
             (&ETCD, "go.etcd.io/etcd/server/v3"),
             (&COREDNS, "github.com/coredns/coredns"),
             (&HELM, "helm.sh/helm/v4"),
+            (&METRICS_SERVER, "sigs.k8s.io/metrics-server"),
             (&KWOK, "sigs.k8s.io/kwok"),
         ] {
             assert!(

@@ -8,11 +8,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::harness::{Harness, PATIENCE, POLICY, Scope};
+use e2e::harness::{Harness, PATIENCE, POLICY, Scope, wait_for};
+use e2e::metrics;
 use e2e::rights::desk::Gateway;
 use e2e::rights::surge::{self, Load};
 use e2e::rights::workflow::{ledger, wait_workflow, workflows};
 use e2e::rights::{people, sessions};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams};
@@ -407,4 +410,114 @@ async fn a_workflow_outside_its_policy_is_refused_and_one_with_a_missing_table_s
     assert_eq!(people::left(&scope, "app", 7, 7).await?[..2], [0, 0]);
     assert_eq!(people::left(&scope, "app", 8, 20).await?, [13, 52, 26]);
     scope.remove().await
+}
+
+/// More traffic than one gateway's share of a processor is enough for: the autoscaler asks for more gateways, which
+/// then take their part of it.
+#[tokio::test]
+async fn the_gateway_grows_with_its_traffic_and_nobody_is_turned_away() -> Result<()> {
+    let harness = Harness::attach().await?;
+    let scope = harness.namespace("e2e-rights-scale").await?;
+    scope
+        .apply(&scope.manifest("consumers", &[("us-west", 2)], |_| {}))
+        .await?;
+    scope.wait_ready("consumers").await?;
+    scope.client("app", "us-west-2", "consumers").await?;
+    people::tables(&scope, "app", 1).await?;
+    let mut workflow = people::workflow(&scope.namespace, "consumers", POLICY, REGION);
+    workflow["spec"]["targets"] = json!([workflow["spec"]["targets"][0]]);
+    workflow["spec"]["gateway"] = json!({
+        "replicas": { "min": 1, "max": 3 }, "resources": { "requests": { "cpu": "50m", "memory": "64Mi" } },
+    });
+    scope.apply(&workflow).await?;
+    wait_workflow(&scope, "consumers", "Ready", "True").await?;
+    let grown = async {
+        metrics::install(&harness.bed).await?;
+        grows(&scope).await
+    };
+    let grown = grown.await;
+    metrics::remove(&harness.bed).await?;
+    grown?;
+    scope.remove().await
+}
+
+async fn grows(scope: &Scope) -> Result<()> {
+    const NAME: &str = "consumers-rights-gateway";
+    let measured = wait_for(scope.api(), NAME, |scaler: &HorizontalPodAutoscaler| {
+        let conditions = scaler.status.as_ref().and_then(|s| s.conditions.as_ref());
+        conditions.is_some_and(|all| {
+            all.iter()
+                .any(|c| c.type_ == "ScalingActive" && c.status == "True")
+        })
+    });
+    let scaler = tokio::time::timeout(PATIENCE, measured)
+        .await
+        .context("the autoscaler measures nothing")??;
+    assert_eq!(scaler.status.map(|s| s.desired_replicas), Some(1));
+
+    let gateway = Gateway::of(scope, "consumers").await?;
+    let load = Load {
+        rates: (25.0, 100.0),
+        phases: [5, 10, 50].map(Duration::from_secs),
+        patience: Duration::from_secs(60),
+        normal: 0.25,
+    };
+    let begin = Instant::now();
+    let grown = async {
+        let more = |deployment: &Deployment| {
+            let status = deployment.status.as_ref();
+            status.and_then(|s| s.ready_replicas) > Some(1)
+        };
+        let total: Duration = load.phases.iter().sum();
+        let waited = tokio::time::timeout(total, wait_for(scope.api(), NAME, more)).await;
+        waited.context("there was one gateway all the time")??;
+        anyhow::Ok(begin.elapsed())
+    };
+    let person = |number| 1_000_000 + number;
+    let (shots, grown) = tokio::join!(surge::fire(&gateway, load, "scale", person), grown);
+    let (shots, grown) = (shots?, grown?);
+    let surge = surge::reckon(&shots, &load, load.risen());
+    println!(
+        "{} requests, from 25 to 100 a second: a second gateway after {:.1} s, {surge:?}",
+        shots.len(),
+        grown.as_secs_f64()
+    );
+    surge::none_lost(scope, "consumers", &shots).await?;
+    assert_eq!(surge.later, 0, "some were told to come again");
+
+    let selector = "domicile.dev/workflow=consumers,app.kubernetes.io/component=gateway";
+    let gateways = ListParams::default().labels(selector);
+    let mut took = BTreeMap::new();
+    for pod in scope.api::<Pod>().list(&gateways).await? {
+        let name = pod.name_any();
+        let path = format!(
+            "/api/v1/namespaces/{}/pods/{name}:8008/proxy/metrics",
+            scope.namespace
+        );
+        let text = scope
+            .harness()
+            .bed
+            .kubectl(&["get", "--raw", &path])
+            .await?;
+        let filed: f64 = text
+            .lines()
+            .filter(|l| l.starts_with("rights_requests_total{"))
+            .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum();
+        took.insert(name, filed);
+    }
+    println!("requests by gateway: {took:?}");
+    assert!(took.len() > 1, "{took:?}");
+    assert!(
+        took.values().all(|n| *n > 0.0),
+        "one had nothing to do: {took:?}"
+    );
+    // The autoscaler's number is nobody else's to change.
+    let after = scope.api::<Deployment>().get(NAME).await?;
+    assert_eq!(
+        after.spec.replicas.and_then(|n| usize::try_from(n).ok()),
+        Some(took.len())
+    );
+    wait_workflow(scope, "consumers", "Ready", "True").await?;
+    Ok(())
 }

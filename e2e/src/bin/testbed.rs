@@ -7,7 +7,7 @@ use e2e::faults::Cut;
 use e2e::image::{self, Config};
 use e2e::layout::Layout;
 use e2e::testbed::TestBed;
-use e2e::{cluster, daemon, provisioner, relay, run, status};
+use e2e::{cluster, daemon, metrics, provisioner, relay, run, status};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -80,6 +80,12 @@ enum Command {
     Load {
         /// The archive.
         archive: PathBuf,
+    },
+    /// Installs the metrics server, which autoscalers and `kubectl top` ask.
+    Metrics {
+        /// Removes it.
+        #[arg(long)]
+        remove: bool,
     },
     /// Prints the path of the administrator's kubeconfig.
     Kubeconfig,
@@ -218,6 +224,14 @@ async fn execute(command: Command) -> Result<()> {
             let count = run::step(&format!("loaded {name}"), bed.load(&archive)).await?;
             run::say("ok", &format!("{count} nodes needed it"), None);
             Ok(())
+        }
+        Command::Metrics { remove } => {
+            let bed = TestBed::attach().await?;
+            if remove {
+                run::step("metrics server removed", metrics::remove(&bed)).await
+            } else {
+                run::step("metrics server", metrics::install(&bed)).await
+            }
         }
         Command::Kubeconfig => {
             println!("{}", layout.kubeconfig().display());

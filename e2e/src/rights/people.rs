@@ -34,11 +34,11 @@ pub fn workflow(namespace: &str, store: &str, policy: &str, region: &str) -> Val
     })
 }
 
-/// Makes the tables, as the application's own role, and `count` people from number 1.
+/// Makes the tables, as the application's own role, and `count` customers from number 1 with their orders.
 ///
 /// # Errors
-/// If PostgreSQL or Redis refuses.
-pub async fn plant(scope: &Scope, client: &str, count: usize) -> Result<()> {
+/// If PostgreSQL refuses.
+pub async fn tables(scope: &Scope, client: &str, count: usize) -> Result<()> {
     scope
         .client_sql(
             client,
@@ -52,7 +52,16 @@ pub async fn plant(scope: &Scope, client: &str, count: usize) -> Result<()> {
                      FROM generate_series(1, {count}) n, generate_series(1, 4) k"
             ),
         )
-        .await?;
+        .await
+        .map(drop)
+}
+
+/// Makes [`tables`], and two sessions for each of these people.
+///
+/// # Errors
+/// If PostgreSQL or Redis refuses.
+pub async fn plant(scope: &Scope, client: &str, count: usize) -> Result<()> {
+    tables(scope, client, count).await?;
     let script = format!(
         "for i = 1, {count} do redis.call('SET', 'session:' .. i .. ':web', 'x'); redis.call('SET', 'session:' .. i .. ':app', 'x') end"
     );

@@ -310,6 +310,16 @@ pub async fn with_failover(
     let (shots, killed) = tokio::join!(fire(gateway, load, prefix, people), killed);
     killed?;
     let shots = shots?;
+    none_lost(scope, store, &shots).await?;
+    let surge = reckon(&shots, &load, load.risen());
+    Ok(Outcome { shots, surge })
+}
+
+/// Every request that was accepted is in the ledger under its id.
+///
+/// # Errors
+/// If one isn't, or the ledger can't be read.
+pub async fn none_lost(scope: &Scope, store: &str, shots: &[Shot]) -> Result<()> {
     let known = ledger(
         scope,
         store,
@@ -320,8 +330,7 @@ pub async fn with_failover(
     let lost = shots.iter().filter(|s| !known.contains(s.id.as_str()));
     let lost: Vec<&str> = lost.map(|s| s.id.as_str()).collect();
     ensure!(lost.is_empty(), "accepted and lost: {lost:?}");
-    let surge = reckon(&shots, &load, load.risen());
-    Ok(Outcome { shots, surge })
+    Ok(())
 }
 
 #[cfg(test)]
