@@ -9,12 +9,13 @@
 
 mod instance_bed;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use domicile::instance::conninfo::Upstream;
-use domicile::instance::{receiver, tls, volume};
+use domicile::instance::{proc, receiver, tls, volume};
 use instance_bed::*;
 
 async fn bounded(test: impl Future<Output = ()>) {
@@ -290,6 +291,44 @@ async fn a_cut_receiver_acknowledges_nothing_more() {
         primary.stop().await;
     })
     .await;
+}
+
+/// Over 80 ms there and back, clients that were just connecting made each cut, and so each failover, 0.2 s longer; one
+/// that connects and says nothing would have had PostgreSQL stopped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_have_said_nothing_yet_keep_no_cut_waiting() {
+    bounded(async {
+        let (bed, primary, standby) = pair().await;
+        let postmaster = standby.postmaster().unwrap();
+        let before = children(postmaster);
+        let mut silent = Vec::new();
+        for _ in 0..3 {
+            let connection = tokio::net::TcpStream::connect((bed.address(2), PORT)).await;
+            silent.push(connection.unwrap());
+        }
+        until("each has a process", async || {
+            children(postmaster).difference(&before).count() >= silent.len()
+        })
+        .await;
+        let pid = u32::try_from(postmaster).unwrap();
+        assert!(receiver::process(pid).is_some());
+        receiver::cut(&standby.config.run, pid, Duration::from_secs(2))
+            .await
+            .unwrap();
+        assert_eq!(receiver::process(pid), None);
+        drop(silent);
+        standby.stop().await;
+        primary.stop().await;
+    })
+    .await;
+}
+
+/// The processes of a postmaster.
+fn children(postmaster: i32) -> BTreeSet<i32> {
+    let all = proc::all().unwrap().into_iter();
+    all.filter(|(_, stat)| stat.parent == postmaster)
+        .map(|(process, _)| process.pid)
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

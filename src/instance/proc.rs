@@ -3,6 +3,7 @@
 //! Owns how one is told from a later one of the same number, and how a parent's children are found.
 //! Never: waits, or takes a zombie for a process that can still do something.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use nix::errno::Errno;
@@ -140,9 +141,43 @@ pub fn title(pid: i32) -> Option<Vec<u8>> {
     std::fs::read(format!("/proc/{pid}/cmdline")).ok()
 }
 
+/// The sockets that it has open, by the kernel's numbers.
+///
+/// # Errors
+/// If it has ended, or isn't this user's.
+pub fn sockets(pid: i32) -> io::Result<BTreeSet<u64>> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // One that is closed by now is none.
+        let Ok(target) = std::fs::read_link(entry?.path()) else {
+            continue;
+        };
+        let number = target.to_str().and_then(|t| {
+            t.strip_prefix("socket:[")?
+                .strip_suffix(']')?
+                .parse::<u64>()
+                .ok()
+        });
+        found.extend(number);
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_are_told_apart() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        let one = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let before = sockets(me).unwrap();
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        // Other tests of this process have some, too.
+        assert!(!before.is_empty() && sockets(me).unwrap().difference(&before).count() > 0);
+        drop((one, other));
+        assert!(sockets(-1).is_err());
+    }
 
     #[test]
     fn own_stat_can_be_read() {

@@ -15,7 +15,9 @@
 //! 2. The client's key is removed. A receiver that begins after this can't authenticate, also if step 1 is
 //!    read late. libpq reads the key when it connects.
 //! 3. Every receiver alive at that moment is ended and waited for, as a *process*; so is every child of the
-//!    postmaster that hasn't said yet what it is, since it may be a receiver in its first microseconds.
+//!    postmaster that hasn't said yet what it is, since it may be a receiver in its first microseconds. Unless it has a
+//!    client: PostgreSQL names the process of one only when it has said who it is, which over a long way takes a while,
+//!    and of one that says nothing a minute.
 //!
 //! After that nothing of this standby can acknowledge anything to anybody, until [`follow`].
 
@@ -165,7 +167,21 @@ fn kind(of: Proc, postmaster: i32) -> Kind {
         return Kind::Gone;
     }
     let own = proc::title(postmaster).unwrap_or_default();
-    classify(&title, &own)
+    match classify(&title, &own) {
+        Kind::Unnamed if has_client(of, postmaster, &own) => Kind::Other,
+        kind => kind,
+    }
+}
+
+/// Whether a child without a name was begun for a connection: then it has a socket that the postmaster hasn't. A receiver
+/// has one only once it has its name.
+fn has_client(of: Proc, postmaster: i32, own: &[u8]) -> bool {
+    let (Ok(its), Ok(inherited)) = (proc::sockets(of.pid), proc::sockets(postmaster)) else {
+        return false;
+    };
+    // After its sockets were looked at: before that it may have become a receiver that has connected.
+    let unnamed = || proc::title(of.pid).is_some_and(|t| classify(&t, own) == Kind::Unnamed);
+    its.difference(&inherited).next().is_some() && unnamed()
 }
 
 fn classify(title: &[u8], postmaster: &[u8]) -> Kind {
