@@ -141,26 +141,43 @@ pub fn title(pid: i32) -> Option<Vec<u8>> {
     std::fs::read(format!("/proc/{pid}/cmdline")).ok()
 }
 
-/// The sockets that it has open, by the kernel's numbers.
+/// Whether it has a TCP connection: a socket that doesn't only listen.
 ///
 /// # Errors
 /// If it has ended, or isn't this user's.
-pub fn sockets(pid: i32) -> io::Result<BTreeSet<u64>> {
-    let mut found = BTreeSet::new();
+pub fn connected(pid: i32) -> io::Result<bool> {
+    let mut own = BTreeSet::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
         // One that is closed by now is none.
         let Ok(target) = std::fs::read_link(entry?.path()) else {
             continue;
         };
-        let number = target.to_str().and_then(|t| {
-            t.strip_prefix("socket:[")?
-                .strip_suffix(']')?
-                .parse::<u64>()
-                .ok()
-        });
-        found.extend(number);
+        let target = target.to_str();
+        own.extend(
+            target.and_then(|t| Some(t.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())),
+        );
     }
-    Ok(found)
+    for table in ["tcp", "tcp6"] {
+        match std::fs::read_to_string(format!("/proc/{pid}/net/{table}")) {
+            Ok(text) if text.lines().filter_map(connection).any(|s| own.contains(s)) => {
+                return Ok(true);
+            }
+            // Without the protocol there is no such table.
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
+/// The number of the socket of a line of `/proc/net/tcp`, unless it listens or is nobody's any more.
+fn connection(line: &str) -> Option<&str> {
+    const LISTENS: u8 = 0x0A;
+    let mut words = line.split_whitespace().skip(3);
+    let (state, socket) = (words.next()?, words.nth(5)?);
+    // The first line says what is what.
+    let state = u8::from_str_radix(state, 16).ok()?;
+    (state != LISTENS && socket != "0").then_some(socket)
 }
 
 #[cfg(test)]
@@ -168,15 +185,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_are_told_apart() {
+    fn a_socket_that_listens_is_no_connection() {
+        let lines = [
+            "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode",
+            "   0: 0100007F:1538 00000000:0000 0A 00000000:00000000 00:00000000 00000000   999        0 4711 1 0 100 0 0 10 0",
+            "   1: 0100007F:1538 0100007F:D3A2 01 00000000:00000000 00:00000000 00000000   999        0 4712 1 0 20 4 30 10 -1",
+            "   2: 0100007F:1538 0100007F:D3A4 06 00000000:00000000 03:00000F1C 00000000     0        0 0 3 0",
+        ];
+        let found: Vec<&str> = lines.into_iter().filter_map(connection).collect();
+        assert_eq!(found, ["4712"]);
+        assert!(connected(-1).is_err());
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(server.local_addr().unwrap()).unwrap();
         let me = i32::try_from(std::process::id()).unwrap();
-        let one = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let before = sockets(me).unwrap();
-        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        // Other tests of this process have some, too.
-        assert!(!before.is_empty() && sockets(me).unwrap().difference(&before).count() > 0);
-        drop((one, other));
-        assert!(sockets(-1).is_err());
+        assert!(connected(me).unwrap());
+        drop(client);
     }
 
     #[test]

@@ -168,20 +168,17 @@ fn kind(of: Proc, postmaster: i32) -> Kind {
     }
     let own = proc::title(postmaster).unwrap_or_default();
     match classify(&title, &own) {
-        Kind::Unnamed if has_client(of, postmaster, &own) => Kind::Other,
+        Kind::Unnamed if has_client(of, &own) => Kind::Other,
         kind => kind,
     }
 }
 
-/// Whether a child without a name was begun for a connection: then it has a socket that the postmaster hasn't. A receiver
-/// has one only once it has its name.
-fn has_client(of: Proc, postmaster: i32, own: &[u8]) -> bool {
-    let (Ok(its), Ok(inherited)) = (proc::sockets(of.pid), proc::sockets(postmaster)) else {
-        return false;
-    };
-    // After its sockets were looked at: before that it may have become a receiver that has connected.
+/// Whether a child without a name was begun for a client's connection. A receiver has a connection only once it has its
+/// name, and the postmaster, from which it has everything else, keeps none while it begins one.
+fn has_client(of: Proc, own: &[u8]) -> bool {
+    // Its name last: between the two it may have become a receiver that has connected.
     let unnamed = || proc::title(of.pid).is_some_and(|t| classify(&t, own) == Kind::Unnamed);
-    its.difference(&inherited).next().is_some() && unnamed()
+    proc::connected(of.pid).unwrap_or(false) && unnamed()
 }
 
 fn classify(title: &[u8], postmaster: &[u8]) -> Kind {
