@@ -123,7 +123,8 @@ fn family(node: &Node) -> std::collections::BTreeSet<Proc> {
 /// Cuts a standby's stream and nothing else: it goes on voting, and doesn't come back by itself.
 async fn cut(node: &Node) {
     let pid = u32::try_from(node.postmaster().unwrap()).unwrap();
-    receiver::cut(&node.config.run, pid, Duration::from_secs(10))
+    let postmaster = Proc::of(pid).unwrap();
+    receiver::cut(&node.config.run, postmaster, PORT, Duration::from_secs(10))
         .await
         .unwrap();
 }

@@ -68,10 +68,13 @@ async fn pair() -> (Bed, Node, Node) {
 
 /// Cuts a standby's stream and nothing else: it goes on voting, and doesn't come back by itself.
 async fn cut(standby: &Node) -> Duration {
-    let postmaster = u32::try_from(standby.postmaster().unwrap()).unwrap();
-    receiver::cut(&standby.config.run, postmaster, Duration::from_secs(10))
-        .await
-        .unwrap()
+    cut_within(standby, Duration::from_secs(10)).await.unwrap()
+}
+
+async fn cut_within(standby: &Node, limit: Duration) -> anyhow::Result<Duration> {
+    let pid = u32::try_from(standby.postmaster().unwrap()).unwrap();
+    let postmaster = proc::Proc::of(pid).unwrap();
+    receiver::cut(&standby.config.run, postmaster, PORT, limit).await
 }
 
 /// Takes [`cut`] back.
@@ -312,11 +315,17 @@ async fn clients_that_have_said_nothing_yet_keep_no_cut_waiting() {
         .await;
         let pid = u32::try_from(postmaster).unwrap();
         assert!(receiver::process(pid).is_some());
-        receiver::cut(&standby.config.run, pid, Duration::from_secs(2))
-            .await
-            .unwrap();
+        cut_within(&standby, Duration::from_secs(2)).await.unwrap();
         assert_eq!(receiver::process(pid), None);
         drop(silent);
+
+        // One of which nothing tells that it isn't a receiver is waited for. Nobody but the manager comes this way.
+        let socket = standby.config.run.join(format!(".s.PGSQL.{PORT}"));
+        let silent = tokio::net::UnixStream::connect(socket).await.unwrap();
+        let unknown = cut_within(&standby, Duration::from_millis(300)).await;
+        assert!(unknown.is_err(), "{unknown:?}");
+        drop(silent);
+        cut(&standby).await;
         standby.stop().await;
         primary.stop().await;
     })
@@ -338,16 +347,13 @@ async fn a_frozen_receiver_is_not_reported_as_cut() {
         let postmaster = u32::try_from(standby.postmaster().unwrap()).unwrap();
         let receiver = nix::unistd::Pid::from_raw(receiver::process(postmaster).unwrap());
         nix::sys::signal::kill(receiver, nix::sys::signal::Signal::SIGSTOP).unwrap();
-        let run = &standby.config.run;
-        let cut = receiver::cut(run, postmaster, Duration::from_millis(300)).await;
+        let early = cut_within(&standby, Duration::from_millis(300)).await;
         assert!(
-            cut.is_err(),
+            early.is_err(),
             "a process that is there may still have an answer to send"
         );
         nix::sys::signal::kill(receiver, nix::sys::signal::Signal::SIGCONT).unwrap();
-        receiver::cut(run, postmaster, Duration::from_secs(10))
-            .await
-            .unwrap();
+        cut(&standby).await;
         standby.stop().await;
         primary.stop().await;
     })

@@ -1,8 +1,7 @@
 //! The cluster's metrics server: what a HorizontalPodAutoscaler and `kubectl top` ask how much pods use.
 //!
-//! Comes only when it is asked for, and goes again. One that is always there would sit on one node, and while that
-//! node is cut off Kubernetes ends no namespace: its API can't be listed. Never guesses a figure: what it says comes
-//! from the kubelets.
+//! Owns its manifests. Never stays longer than whoever asked for it needs it: it sits on one node, and while that node is
+//! cut off Kubernetes ends no namespace, since one of its APIs can't be listed.
 
 use std::time::Duration;
 
@@ -16,9 +15,9 @@ use crate::topology::NODES;
 
 const NAME: &str = "metrics-server";
 const PORT: u16 = 10250;
-/// The shortest that it can look every: two looks are what a rate needs.
+/// Its shortest interval; a rate needs two looks.
 const EVERY: &str = "10s";
-/// It starts, and looks at every kubelet twice.
+/// In which it starts, and has looked at every kubelet twice.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn manifests() -> Vec<Value> {

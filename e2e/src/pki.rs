@@ -1,4 +1,4 @@
-//! The test bed's certificate authority, the certificates it gives and the kubeconfigs with them.
+//! The test bed's certificate authorities, the certificates they give and the kubeconfigs with them.
 //!
 //! Owns the keys. Never overwrites one that is there: running components rely on it.
 
@@ -56,13 +56,13 @@ impl Pki {
         }
     }
 
-    /// The certificate of a component, or `ca`.
+    /// The certificate of a component, or of an authority: `ca`, `front-proxy-ca`.
     #[must_use]
     pub fn certificate(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.crt"))
     }
 
-    /// The key of a component, or `ca`, or `service-accounts`.
+    /// The key of a component or an authority, or `service-accounts`.
     #[must_use]
     pub fn key(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.key"))

@@ -16,7 +16,7 @@ use e2e::rights::workflow::{ledger, wait_workflow, workflows};
 use e2e::rights::{people, sessions};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -417,6 +417,8 @@ async fn a_workflow_outside_its_policy_is_refused_and_one_with_a_missing_table_s
 #[tokio::test]
 async fn the_gateway_grows_with_its_traffic_and_nobody_is_turned_away() -> Result<()> {
     let harness = Harness::attach().await?;
+    // One that another run has left would keep that run's namespace from ending.
+    metrics::remove(&harness.bed).await?;
     let scope = harness.namespace("e2e-rights-scale").await?;
     scope
         .apply(&scope.manifest("consumers", &[("us-west", 2)], |_| {}))
@@ -427,50 +429,65 @@ async fn the_gateway_grows_with_its_traffic_and_nobody_is_turned_away() -> Resul
     let mut workflow = people::workflow(&scope.namespace, "consumers", POLICY, REGION);
     workflow["spec"]["targets"] = json!([workflow["spec"]["targets"][0]]);
     workflow["spec"]["gateway"] = json!({
-        "replicas": { "min": 1, "max": 3 }, "resources": { "requests": { "cpu": "50m", "memory": "64Mi" } },
+        "replicas": { "min": 1, "max": 3 }, "resources": { "requests": { "cpu": "20m", "memory": "64Mi" } },
     });
     scope.apply(&workflow).await?;
     wait_workflow(&scope, "consumers", "Ready", "True").await?;
     let grown = async {
         metrics::install(&harness.bed).await?;
-        grows(&scope).await
+        grows(&scope).await?;
+        // Whatever the operator does to the workflow, the number of its gateways is the autoscaler's.
+        workflow["spec"]["workers"]["pools"][0]["max"] = json!(3);
+        scope.apply(&workflow).await?;
+        wait_workflow(&scope, "consumers", "Ready", "True").await?;
+        let after = scope.api::<Deployment>().get(GATEWAYS).await?;
+        let asked = after.spec.replicas;
+        ensure!(asked > Some(1), "the operator took it back: {asked:?}");
+        Ok(())
     };
     let grown = grown.await;
-    metrics::remove(&harness.bed).await?;
+    let removed = metrics::remove(&harness.bed).await;
     grown?;
+    removed?;
     scope.remove().await
 }
 
+/// The Deployment of the gateways of the workflow `consumers`, and its autoscaler.
+const GATEWAYS: &str = "consumers-rights-gateway";
+
+/// Never panics: whoever calls it has to clean up.
 async fn grows(scope: &Scope) -> Result<()> {
-    const NAME: &str = "consumers-rights-gateway";
-    let measured = wait_for(scope.api(), NAME, |scaler: &HorizontalPodAutoscaler| {
+    let measures = |scaler: &HorizontalPodAutoscaler| {
         let conditions = scaler.status.as_ref().and_then(|s| s.conditions.as_ref());
         conditions.is_some_and(|all| {
             all.iter()
                 .any(|c| c.type_ == "ScalingActive" && c.status == "True")
         })
-    });
+    };
+    let measured = wait_for(scope.api(), GATEWAYS, measures);
     let scaler = tokio::time::timeout(PATIENCE, measured)
         .await
         .context("the autoscaler measures nothing")??;
-    assert_eq!(scaler.status.map(|s| s.desired_replicas), Some(1));
+    let desired = scaler.status.map(|s| s.desired_replicas);
+    ensure!(desired == Some(1), "without traffic it wants {desired:?}");
 
     let gateway = Gateway::of(scope, "consumers").await?;
     let load = Load {
         rates: (25.0, 100.0),
-        phases: [5, 10, 50].map(Duration::from_secs),
+        phases: [5, 10, 60].map(Duration::from_secs),
         patience: Duration::from_secs(60),
         normal: 0.25,
     };
+    // As long as a connection lives, and some: then the new one has had its part.
+    let early = load.phases.iter().sum::<Duration>() - Duration::from_secs(25);
     let begin = Instant::now();
     let grown = async {
         let more = |deployment: &Deployment| {
             let status = deployment.status.as_ref();
             status.and_then(|s| s.ready_replicas) > Some(1)
         };
-        let total: Duration = load.phases.iter().sum();
-        let waited = tokio::time::timeout(total, wait_for(scope.api(), NAME, more)).await;
-        waited.context("there was one gateway all the time")??;
+        let waited = tokio::time::timeout(early, wait_for(scope.api(), GATEWAYS, more)).await;
+        waited.with_context(|| format!("there was one gateway for {early:?} of the load"))??;
         anyhow::Ok(begin.elapsed())
     };
     let person = |number| 1_000_000 + number;
@@ -478,17 +495,26 @@ async fn grows(scope: &Scope) -> Result<()> {
     let (shots, grown) = (shots?, grown?);
     let surge = surge::reckon(&shots, &load, load.risen());
     println!(
-        "{} requests, from 25 to 100 a second: a second gateway after {:.1} s, {surge:?}",
+        "{} requests, from 25 to 100 a second: a second gateway {:.1} s after the first request; {} without an answer at \
+         first; {surge:?}",
         shots.len(),
-        grown.as_secs_f64()
+        grown.as_secs_f64(),
+        shots.iter().filter(|s| s.silent > 0).count(),
     );
     surge::none_lost(scope, "consumers", &shots).await?;
-    assert_eq!(surge.later, 0, "some were told to come again");
+    ensure!(surge.later == 0, "some were told to come again: {surge:?}");
 
+    // Where traffic went only the gateways know.
     let selector = "domicile.dev/workflow=consumers,app.kubernetes.io/component=gateway";
     let gateways = ListParams::default().labels(selector);
     let mut took = BTreeMap::new();
     for pod in scope.api::<Pod>().list(&gateways).await? {
+        let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+        let ready =
+            |all: &Vec<PodCondition>| all.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+        if !conditions.is_some_and(ready) {
+            continue;
+        }
         let name = pod.name_any();
         let path = format!(
             "/api/v1/namespaces/{}/pods/{name}:8008/proxy/metrics",
@@ -507,17 +533,10 @@ async fn grows(scope: &Scope) -> Result<()> {
         took.insert(name, filed);
     }
     println!("requests by gateway: {took:?}");
-    assert!(took.len() > 1, "{took:?}");
-    assert!(
-        took.values().all(|n| *n > 0.0),
-        "one had nothing to do: {took:?}"
+    // A third may have come when all was over.
+    ensure!(
+        took.values().filter(|n| **n > 0.0).count() > 1,
+        "one had it all to do: {took:?}"
     );
-    // The autoscaler's number is nobody else's to change.
-    let after = scope.api::<Deployment>().get(NAME).await?;
-    assert_eq!(
-        after.spec.replicas.and_then(|n| usize::try_from(n).ok()),
-        Some(took.len())
-    );
-    wait_workflow(scope, "consumers", "Ready", "True").await?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Processes as `/proc` shows them.
 //!
-//! Owns how one is told from a later one of the same number, and how a parent's children are found.
+//! Owns how one is told from a later one of the same number, how a parent's children are found, and what they are
+//! connected to.
 //! Never: waits, or takes a zombie for a process that can still do something.
 
 use std::collections::BTreeSet;
@@ -141,43 +142,56 @@ pub fn title(pid: i32) -> Option<Vec<u8>> {
     std::fs::read(format!("/proc/{pid}/cmdline")).ok()
 }
 
-/// Whether it has a TCP connection: a socket that doesn't only listen.
+/// The sockets that it has open, by the kernel's numbers.
 ///
 /// # Errors
 /// If it has ended, or isn't this user's.
-pub fn connected(pid: i32) -> io::Result<bool> {
-    let mut own = BTreeSet::new();
+pub fn sockets(pid: i32) -> io::Result<BTreeSet<u64>> {
+    let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
         // One that is closed by now is none.
         let Ok(target) = std::fs::read_link(entry?.path()) else {
             continue;
         };
-        let target = target.to_str();
-        own.extend(
-            target.and_then(|t| Some(t.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())),
-        );
+        let number = target.to_str().and_then(|t| {
+            t.strip_prefix("socket:[")?
+                .strip_suffix(']')?
+                .parse::<u64>()
+                .ok()
+        });
+        found.extend(number);
     }
-    for table in ["tcp", "tcp6"] {
-        match std::fs::read_to_string(format!("/proc/{pid}/net/{table}")) {
-            Ok(text) if text.lines().filter_map(connection).any(|s| own.contains(s)) => {
-                return Ok(true);
-            }
-            // Without the protocol there is no such table.
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-    }
-    Ok(false)
+    Ok(found)
 }
 
-/// The number of the socket of a line of `/proc/net/tcp`, unless it listens or is nobody's any more.
-fn connection(line: &str) -> Option<&str> {
+/// The TCP connections whose own end is this port, in the network of a process, by the numbers of their sockets. One
+/// that is made meanwhile may be missing.
+///
+/// # Errors
+/// If the process has ended.
+pub fn connections(pid: i32, port: u16) -> io::Result<BTreeSet<u64>> {
+    let mut found = BTreeSet::new();
+    for table in ["tcp", "tcp6"] {
+        match std::fs::read_to_string(format!("/proc/{pid}/net/{table}")) {
+            Ok(text) => found.extend(text.lines().filter_map(|line| connection(line, port))),
+            // Without the protocol there is no such table.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(found)
+}
+
+/// The number of the socket of a line of `/proc/net/tcp`, unless it listens, is nobody's any more, or another port's.
+fn connection(line: &str, port: u16) -> Option<u64> {
     const LISTENS: u8 = 0x0A;
-    let mut words = line.split_whitespace().skip(3);
-    let (state, socket) = (words.next()?, words.nth(5)?);
+    let mut words = line.split_whitespace().skip(1);
+    let (own, state) = (words.next()?, words.nth(1)?);
+    let socket: u64 = words.nth(5)?.parse().ok()?;
     // The first line says what is what.
     let state = u8::from_str_radix(state, 16).ok()?;
-    (state != LISTENS && socket != "0").then_some(socket)
+    let at = u16::from_str_radix(own.rsplit_once(':')?.1, 16).ok()?;
+    (state != LISTENS && at == port && socket != 0).then_some(socket)
 }
 
 #[cfg(test)]
@@ -185,21 +199,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_listens_is_no_connection() {
+    fn a_connection_is_one_to_this_port_and_doesnt_listen() {
         let lines = [
             "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode",
             "   0: 0100007F:1538 00000000:0000 0A 00000000:00000000 00:00000000 00000000   999        0 4711 1 0 100 0 0 10 0",
             "   1: 0100007F:1538 0100007F:D3A2 01 00000000:00000000 00:00000000 00000000   999        0 4712 1 0 20 4 30 10 -1",
-            "   2: 0100007F:1538 0100007F:D3A4 06 00000000:00000000 03:00000F1C 00000000     0        0 0 3 0",
+            "   2: 0100007F:D3A2 0100007F:1538 01 00000000:00000000 00:00000000 00000000   999        0 4713 1 0 20 4 30 10 -1",
+            "   3: 0100007F:1538 0100007F:D3A4 06 00000000:00000000 03:00000F1C 00000000     0        0 0 3 0",
         ];
-        let found: Vec<&str> = lines.into_iter().filter_map(connection).collect();
-        assert_eq!(found, ["4712"]);
-        assert!(connected(-1).is_err());
-        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = std::net::TcpStream::connect(server.local_addr().unwrap()).unwrap();
+        let found = lines
+            .into_iter()
+            .filter_map(|line| connection(line, 0x1538));
+        assert_eq!(found.collect::<Vec<u64>>(), [4712]);
+        assert!(sockets(-1).is_err());
+
         let me = i32::try_from(std::process::id()).unwrap();
-        assert!(connected(me).unwrap());
-        drop(client);
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        assert_eq!(connections(me, port).unwrap(), BTreeSet::new());
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (accepted, _) = server.accept().unwrap();
+        let of_server = connections(me, port).unwrap();
+        assert_eq!(of_server.intersection(&sockets(me).unwrap()).count(), 1);
+        drop((client, accepted));
     }
 
     #[test]

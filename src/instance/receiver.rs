@@ -16,8 +16,11 @@
 //!    read late. libpq reads the key when it connects.
 //! 3. Every receiver alive at that moment is ended and waited for, as a *process*; so is every child of the
 //!    postmaster that hasn't said yet what it is, since it may be a receiver in its first microseconds. Unless it has a
-//!    client: PostgreSQL names the process of one only when it has said who it is, which over a long way takes a while,
-//!    and of one that says nothing a minute.
+//!    client over TCP: PostgreSQL names the process of one only when it has said who it is, which over a long way takes a
+//!    while, and of one that says nothing a minute.
+//! 4. All children of that moment are looked at once more: a name is written in place, and may have been read in half.
+//!
+//! If the postmaster ends while they are listed, one of them may be missing: then nothing is cut.
 //!
 //! After that nothing of this standby can acknowledge anything to anybody, until [`follow`].
 
@@ -90,49 +93,70 @@ pub fn forsaken(run: &Path) -> io::Result<bool> {
     Ok(now.as_deref() == Some(settings::upstream(None, "").as_bytes()))
 }
 
-/// Cuts the standby off its upstream for certain: see the module's text. Returns how long it took.
+/// Cuts the standby off its upstream for certain: see the module's text. Clients connect to it at `port`. Returns how
+/// long it took.
 ///
 /// # Errors
-/// If a receiver is still there after `limit`. The caller must then stop PostgreSQL at once; until that is
-/// done, nothing is cut.
-pub async fn cut(run: &Path, postmaster: u32, limit: Duration) -> anyhow::Result<Duration> {
+/// If a receiver is still there after `limit`, or the postmaster ended meanwhile. The caller must then stop PostgreSQL at
+/// once; until that is done, nothing is cut.
+pub async fn cut(
+    run: &Path,
+    postmaster: Proc,
+    port: u16,
+    limit: Duration,
+) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     forsake(run).context("can't take the upstream away")?;
-    let postmaster = i32::try_from(postmaster).context("no such process")?;
-    // The postmaster's death is as good: its receiver dies with it, and is waited for below.
-    proc::reload(postmaster);
+    proc::reload(postmaster.pid);
 
-    let mut suspects = suspects(postmaster).context("can't list PostgreSQL's processes")?;
+    let children = children(postmaster.pid).context("can't list PostgreSQL's processes")?;
+    // Whoever it left behind then has another parent, and isn't in the list.
+    if !postmaster.alive() {
+        bail!("PostgreSQL ended while it was cut off");
+    }
     let mut pause = Duration::from_millis(1);
+    let mut suspects = children.clone();
+    let mut again = true;
     loop {
-        let mut left = BTreeSet::new();
-        for suspect in suspects {
-            match kind(suspect, postmaster) {
-                Kind::Receiver => {
-                    let _ = kill(Pid::from_raw(suspect.pid), Signal::SIGTERM);
-                    left.insert(suspect);
-                }
-                Kind::Unnamed => {
-                    left.insert(suspect);
-                }
-                Kind::Other | Kind::Gone => {}
+        suspects = end_receivers(suspects, postmaster.pid, port);
+        if suspects.is_empty() {
+            if !std::mem::take(&mut again) {
+                return Ok(begun.elapsed());
             }
-        }
-        if left.is_empty() {
-            return Ok(begun.elapsed());
+            suspects.clone_from(&children);
+            continue;
         }
         if begun.elapsed() >= limit {
             bail!(
                 "{} receiver processes are still there after {} ms",
-                left.len(),
+                suspects.len(),
                 limit.as_millis()
             );
         }
-        suspects = left;
         // A process that isn't our child has no event to wait for but its end, which is near.
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(20));
     }
+}
+
+/// Tells those that are receivers to end. Those that are, and those that may be.
+fn end_receivers(of: BTreeSet<Proc>, postmaster: i32, port: u16) -> BTreeSet<Proc> {
+    let own = proc::title(postmaster).unwrap_or_default();
+    // Before anybody's sockets: a client that comes later is only looked at once more.
+    let mut clients: Option<BTreeSet<u64>> = None;
+    let open = |suspect: &Proc| match kind(*suspect, &own) {
+        Kind::Receiver => {
+            let _ = kill(Pid::from_raw(suspect.pid), Signal::SIGTERM);
+            true
+        }
+        Kind::Unnamed => {
+            let clients = clients
+                .get_or_insert_with(|| proc::connections(postmaster, port).unwrap_or_default());
+            !has_client(*suspect, &own, clients)
+        }
+        Kind::Other | Kind::Gone => false,
+    };
+    of.into_iter().filter(open).collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,42 +167,34 @@ enum Kind {
     Gone,
 }
 
-/// The postmaster's children that are, or may be, receivers; and those it left behind if it died.
-fn suspects(postmaster: i32) -> io::Result<BTreeSet<Proc>> {
-    let suspicious = |p: &Proc| matches!(kind(*p, postmaster), Kind::Receiver | Kind::Unnamed);
-    Ok(proc::all()?
-        .into_iter()
+/// The postmaster's children.
+fn children(postmaster: i32) -> io::Result<BTreeSet<Proc>> {
+    let all = proc::all()?.into_iter();
+    Ok(all
         .filter(|(_, stat)| stat.parent == postmaster)
-        .map(|(candidate, _)| candidate)
-        .filter(suspicious)
+        .map(|(child, _)| child)
         .collect())
 }
 
-/// What a process is, by the title that PostgreSQL gives it.
-fn kind(of: Proc, postmaster: i32) -> Kind {
+/// What a process is, by the title that PostgreSQL gives it; `own` is the postmaster's.
+fn kind(of: Proc, own: &[u8]) -> Kind {
     if of.stat().is_none() {
         return Kind::Gone;
     }
-    let Some(title) = proc::title(of.pid) else {
-        return Kind::Gone;
-    };
-    // A zombie has no title; it acknowledges nothing any more.
-    if title.is_empty() {
-        return Kind::Gone;
-    }
-    let own = proc::title(postmaster).unwrap_or_default();
-    match classify(&title, &own) {
-        Kind::Unnamed if has_client(of, &own) => Kind::Other,
-        kind => kind,
+    match proc::title(of.pid) {
+        // A zombie has no title; it acknowledges nothing any more.
+        Some(title) if !title.is_empty() => classify(&title, own),
+        _ => Kind::Gone,
     }
 }
 
-/// Whether a child without a name was begun for a client's connection. A receiver has a connection only once it has its
-/// name, and the postmaster, from which it has everything else, keeps none while it begins one.
-fn has_client(of: Proc, own: &[u8]) -> bool {
-    // Its name last: between the two it may have become a receiver that has connected.
-    let unnamed = || proc::title(of.pid).is_some_and(|t| classify(&t, own) == Kind::Unnamed);
-    proc::connected(of.pid).unwrap_or(false) && unnamed()
+/// Whether a child without a name was begun for one of the clients' connections. A receiver taken for one would go on
+/// acknowledging after the vote: but its own end of a connection is at another port, and it has one only once it has its
+/// name.
+fn has_client(of: Proc, own: &[u8], clients: &BTreeSet<u64>) -> bool {
+    // Its name last: between the two it may have become a receiver.
+    proc::sockets(of.pid).is_ok_and(|its| !its.is_disjoint(clients))
+        && kind(of, own) == Kind::Unnamed
 }
 
 fn classify(title: &[u8], postmaster: &[u8]) -> Kind {
@@ -202,10 +218,11 @@ fn classify(title: &[u8], postmaster: &[u8]) -> Kind {
 #[must_use]
 pub fn process(postmaster: u32) -> Option<i32> {
     let postmaster = i32::try_from(postmaster).ok()?;
-    suspects(postmaster)
+    let own = proc::title(postmaster)?;
+    children(postmaster)
         .ok()?
         .into_iter()
-        .find(|p| kind(*p, postmaster) == Kind::Receiver)
+        .find(|p| kind(*p, &own) == Kind::Receiver)
         .map(|p| p.pid)
 }
 

@@ -87,8 +87,7 @@ impl Hands {
             self.stop_now().await?;
             return Ok(None);
         }
-        let pid = u32::try_from(process.pid)?;
-        let cut = match receiver::cut(&self.run, pid, CUT_LIMIT).await {
+        let cut = match receiver::cut(&self.run, process, self.port, CUT_LIMIT).await {
             Ok(took) => took,
             Err(e) => {
                 warn!("{e:#}: stops PostgreSQL instead");
