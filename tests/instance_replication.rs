@@ -303,14 +303,13 @@ async fn clients_that_have_said_nothing_yet_keep_no_cut_waiting() {
     bounded(async {
         let (bed, primary, standby) = pair().await;
         let postmaster = standby.postmaster().unwrap();
-        let before = children(postmaster);
         let mut silent = Vec::new();
         for _ in 0..3 {
             let connection = tokio::net::TcpStream::connect((bed.address(2), PORT)).await;
             silent.push(connection.unwrap());
         }
         until("each has a process", async || {
-            children(postmaster).difference(&before).count() >= silent.len()
+            unnamed(postmaster).len() >= silent.len()
         })
         .await;
         let pid = u32::try_from(postmaster).unwrap();
@@ -318,10 +317,21 @@ async fn clients_that_have_said_nothing_yet_keep_no_cut_waiting() {
         cut_within(&standby, Duration::from_secs(2)).await.unwrap();
         assert_eq!(receiver::process(pid), None);
         drop(silent);
+        until("their processes end", async || {
+            unnamed(postmaster).is_empty()
+        })
+        .await;
 
         // One of which nothing tells that it isn't a receiver is waited for. Nobody but the manager comes this way.
         let socket = standby.config.run.join(format!(".s.PGSQL.{PORT}"));
         let silent = tokio::net::UnixStream::connect(socket).await.unwrap();
+        // The manager's own are without a name for a moment, too.
+        let mut before = unnamed(postmaster);
+        until("it has a process", async || {
+            let now = unnamed(postmaster);
+            !std::mem::replace(&mut before, now.clone()).is_disjoint(&now)
+        })
+        .await;
         let unknown = cut_within(&standby, Duration::from_millis(300)).await;
         assert!(unknown.is_err(), "{unknown:?}");
         drop(silent);
@@ -332,11 +342,13 @@ async fn clients_that_have_said_nothing_yet_keep_no_cut_waiting() {
     .await;
 }
 
-/// The processes of a postmaster.
-fn children(postmaster: i32) -> BTreeSet<i32> {
+/// The processes of a postmaster that are named as it is.
+fn unnamed(postmaster: i32) -> BTreeSet<i32> {
+    let own = proc::title(postmaster).unwrap();
     let all = proc::all().unwrap().into_iter();
     all.filter(|(_, stat)| stat.parent == postmaster)
         .map(|(process, _)| process.pid)
+        .filter(|pid| proc::title(*pid).is_some_and(|title| title == own))
         .collect()
 }
 
