@@ -15,7 +15,7 @@ use crate::net;
 use crate::node;
 use crate::run::{say, step, until};
 use crate::seed;
-use crate::tools::{self, COREDNS, ETCD, HELM, KUBERNETES, METRICS_SERVER};
+use crate::tools::{self, COREDNS, ETCD, HELM, KUBERNETES, Tool};
 use crate::topology::NODES;
 use anyhow::{Context, Result, bail, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -154,24 +154,33 @@ fn find_program() -> Result<PathBuf> {
 /// # Errors
 /// If a build fails: with the name of its log file.
 pub async fn prepare() -> Result<images::Archives> {
-    for tool in [&KUBERNETES, &ETCD, &COREDNS, &HELM, &METRICS_SERVER] {
-        let start = Instant::now();
-        if !tool.is_built() {
-            say(
-                "...",
-                &format!("{} isn't in the cache: building it", tool.key()),
-                None,
-            );
-        }
-        if tool.ensure().await? {
-            say(
-                "ok",
-                &format!("built {}", tool.key()),
-                Some(start.elapsed()),
-            );
-        }
+    for tool in [&KUBERNETES, &ETCD, &COREDNS, &HELM] {
+        build(tool).await?;
     }
     step("programs and images", images::ensure_all()).await
+}
+
+/// Builds a program that isn't in the cache, and says so.
+///
+/// # Errors
+/// If the build fails: with the name of its log file.
+pub async fn build(tool: &Tool) -> Result<()> {
+    let start = Instant::now();
+    if !tool.is_built() {
+        say(
+            "...",
+            &format!("{} isn't in the cache: building it", tool.key()),
+            None,
+        );
+    }
+    if tool.ensure().await? {
+        say(
+            "ok",
+            &format!("built {}", tool.key()),
+            Some(start.elapsed()),
+        );
+    }
+    Ok(())
 }
 
 /// Starts the test bed, or what is missing of it.

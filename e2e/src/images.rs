@@ -102,11 +102,19 @@ pub async fn ensure_all() -> Result<Archives> {
         pause().await?,
         busybox().await?,
         program(&COREDNS, DNS)?,
-        program(&METRICS_SERVER, METRICS)?,
         postgres(POSTGRES[0]).await?,
         postgres(POSTGRES[1]).await?,
         redis(REDIS).await?,
     ]))
+}
+
+/// Makes the metrics server's image, if it isn't in the cache. Its program is there.
+///
+/// # Errors
+/// If it can't be made.
+pub async fn metrics() -> Result<PathBuf> {
+    let _lock = build_lock().await?;
+    program(&METRICS_SERVER, METRICS)
 }
 
 async fn pause() -> Result<PathBuf> {

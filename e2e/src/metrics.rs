@@ -1,16 +1,19 @@
 //! The cluster's metrics server: what a HorizontalPodAutoscaler and `kubectl top` ask how much pods use.
 //!
-//! Owns its manifests. Never stays longer than whoever asked for it needs it: it sits on one node, and while that node is
-//! cut off Kubernetes ends no namespace, since one of its APIs can't be listed.
+//! Owns its manifests, and is built when it is first asked for: that takes three minutes, and only autoscalers need it.
+//! Never stays longer than whoever asked for it needs it: it sits on one node, and while that node is cut off Kubernetes
+//! ends no namespace, since one of its APIs can't be listed.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
+use crate::cluster;
 use crate::images;
 use crate::run::until;
 use crate::testbed::TestBed;
+use crate::tools::METRICS_SERVER;
 use crate::topology::NODES;
 
 const NAME: &str = "metrics-server";
@@ -117,11 +120,13 @@ fn list() -> String {
     json!({"apiVersion": "v1", "kind": "List", "items": manifests()}).to_string()
 }
 
-/// Installs it, and waits until it knows every node.
+/// Installs it, and waits until it knows every node. The first time it is built.
 ///
 /// # Errors
-/// If the API server refuses, or it doesn't come to that in two minutes.
+/// If it can't be built, the API server refuses, or it doesn't come to that in two minutes.
 pub async fn install(bed: &TestBed) -> Result<()> {
+    cluster::build(&METRICS_SERVER).await?;
+    bed.load(&images::metrics().await?).await?;
     bed.apply(&list()).await?;
     until(
         "the metrics server",
