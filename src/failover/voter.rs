@@ -303,7 +303,9 @@ impl<I: Id> Node<I> {
             self.farewell = None;
             self.suspected = None;
         }
-        if !history.is_empty() {
+        // Only once it is primary: a coordinator that fails goes on to follow somebody, and whoever followed it already
+        // would take what comes along for the era that never began.
+        if history.last().is_some_and(|era| era.timeline > 0) {
             self.consider(&primary, history);
         }
     }

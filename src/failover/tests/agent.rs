@@ -208,14 +208,14 @@ impl World {
             self.oracle.configuration(configuration);
         }
         if let Message::Heartbeat { configuration, .. } = message {
-            self.oracle.served = self.oracle.served.max(configuration.at());
+            self.oracle.agreed = self.oracle.agreed.max(configuration.at());
         }
         if let Message::Vote {
             copy: Some(copy),
             configuration: Some(c),
             ..
         } = message
-            && c.at() >= self.oracle.served
+            && c.at() >= self.oracle.agreed
             && (c.primary == self.slots[i].id || c.sync.members.contains(&self.slots[i].id))
         {
             let wal = &self.slots[i].pg.wal;

@@ -392,7 +392,7 @@ impl State {
         if self.promoted.insert(c.term, (id, before)).is_some() {
             self.fail(Failure::TwoPrimaries);
         }
-        self.step(id, Event::Promoted { timeline: 0, start });
+        self.step(id, Event::Promoted { timeline: 1, start });
     }
 
     fn release(&mut self, id: V) {

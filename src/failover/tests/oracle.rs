@@ -22,8 +22,9 @@ pub struct Oracle {
     /// Per term: who was promoted, and with what.
     pub promoted: BTreeMap<Term, (V, Wal)>,
     pub configurations: BTreeMap<(Term, u64), Configuration<V>>,
-    /// The latest configuration that a primary served under.
-    pub served: (Term, u64),
+    /// The latest configuration that certainly has a majority: a primary was promoted, or served, under it. A voter with an
+    /// older one may hold anything: every election hears of this one, and goes by its members.
+    pub agreed: (Term, u64),
     /// When the first commit of each term was acknowledged.
     pub first: BTreeMap<Term, Millis>,
     /// False once something happened after which rule 6's timing isn't promised.

@@ -207,6 +207,8 @@ impl World {
             self.oracle.fail(why);
         }
         self.oracle.promotion(me, configuration, &wal);
+        // Also if it ends before its first heartbeat.
+        self.oracle.agreed = self.oracle.agreed.max(configuration.at());
         self.check_promotion(i, configuration, &wal);
         self.log(|| format!("{i} is primary of term {term} from {start}"));
         let delay = self.rng.range(1, 20);

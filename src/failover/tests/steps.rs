@@ -110,6 +110,51 @@ fn whoever_is_barred_is_not_elected_until_the_operator_says_otherwise() {
     assert!(elected(&mut b, 11_000) || elected(&mut b, 11_500));
 }
 
+/// Found by seed 47607 of the simulation: a coordinator of too few acceptances followed somebody else, and one that had begun
+/// to follow it took what came along for the coordinator's own era, which never began.
+#[test]
+fn nobody_follows_a_coordinator_before_it_is_primary() {
+    let mut c = standby("c");
+    let effects = c.step(10_000, Event::Dead("a"));
+    assert!(!effects.contains(&Effect::Cut), "{effects:?}");
+    let proposal = Configuration {
+        term: 2,
+        primary: "b",
+        sync: Rule {
+            members: set(&["c"]),
+            acks: 1,
+        },
+        ..configuration()
+    };
+    let from = |message| Event::Message { from: "b", message };
+    let follows = |effects: &[Effect<_>]| effects.contains(&Effect::Follow("b"));
+    let request = Message::RequestVote {
+        term: 2,
+        renewal: None,
+        farewell: None,
+    };
+    let effects = c.step(10_001, from(request));
+    assert!(effects.contains(&Effect::Cut), "{effects:?}");
+    let _ = c.step(10_002, Event::Cut { end: Some(100) });
+    let accept = Message::Accept {
+        configuration: proposal.clone(),
+        history: vec![era(1, 1, 0), era(2, 0, 100)],
+    };
+    let effects = c.step(10_003, from(accept));
+    let accepted = |e: &Effect<_>| matches!(e, Effect::Send("b", Message::Accepted { .. }));
+    assert!(effects.iter().any(accepted), "{effects:?}");
+    assert!(!follows(&effects), "{effects:?}");
+    let heartbeat = Message::Heartbeat {
+        configuration: proposal,
+        seq: 1,
+        history: vec![era(1, 1, 0), era(2, 2, 100)],
+        position: 108,
+    };
+    let effects = c.step(10_100, from(heartbeat));
+    assert!(follows(&effects), "{effects:?}");
+    assert_eq!(c.durable().history.last(), Some(&era(2, 2, 100)));
+}
+
 /// Found on the test bed: another look at the votes while it was cut off from its source made a coordinator fetch
 /// again what it had, from an upstream that the cut took away; the round ran out, and the writers waited three seconds.
 #[test]
