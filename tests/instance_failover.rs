@@ -27,7 +27,10 @@ async fn bounded(test: impl Future<Output = ()>) {
 
 /// A store of three, all streaming, all voting.
 async fn three() -> (Bed, Vec<Option<Node>>) {
-    let bed = Bed::new(3, "Required");
+    of(Bed::new(3, "Required")).await
+}
+
+async fn of(bed: Bed) -> (Bed, Vec<Option<Node>>) {
     let nodes: Vec<Option<Node>> = (1..=3).map(|n| Some(bed.start(n))).collect();
     for n in 1..=3 {
         bed.until_ready(n).await;
@@ -159,6 +162,93 @@ async fn killed_instances_are_replaced_and_come_back_as_standbys() {
         let leader = settled(&nodes, 2).await;
         println!("all killed: whole again after {:?}", began.elapsed());
         finish("all killed", &nodes, leader, writing).await;
+        stop(nodes).await;
+    })
+    .await;
+}
+
+/// Whether a standby goes by a session that was ready: its receiver has no key, and its host is a folder.
+async fn goes_by_a_relay(node: &Node) -> bool {
+    let shown = node.sql("SHOW primary_conninfo").await;
+    shown.is_ok_and(|c| c.contains("/relay/s-"))
+        && !node.config.run.join("upstream/tls.key").exists()
+}
+
+/// Until whoever doesn't serve has a session ready with each whom it may have to follow next.
+async fn ready(nodes: &[Option<Node>], leader: usize) {
+    for standby in (0..nodes.len()).filter(|i| *i != leader) {
+        let other = format!("s-{}", name(3 - leader - standby));
+        until("a session is ready", async || {
+            let status = at(nodes, standby).status().await;
+            status.is_some_and(|s| s.sessions == [other.as_str()])
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_far_away_is_followed_by_a_session_that_was_ready() {
+    bounded(async {
+        let (bed, mut nodes) = of(Bed::new(3, "Required").far_apart()).await;
+        let mut leader = settled(&nodes, 2).await;
+        table(&nodes, leader).await;
+        for round in 0..3 {
+            ready(&nodes, leader).await;
+            if round == 2 {
+                // A session that has ended is noticed, and another one made ready.
+                let other = (leader + 1) % 3;
+                nodes[other].take().unwrap().kill().await;
+                nodes[other] = Some(bed.start(name(other)));
+                leader = back(&bed, &nodes, other).await;
+                ready(&nodes, leader).await;
+            }
+            let writing = Writer::start(&bed, 3);
+            until_rows(&nodes, leader, 50).await;
+            let old = leader;
+            if round == 1 {
+                // One of them lacks something, which it gets before anybody is promoted, by the same session.
+                cut(at(&nodes, (old + 1) % 3)).await;
+                until_rows(&nodes, leader, 150).await;
+            }
+            nodes[old].take().unwrap().kill().await;
+            leader = settled(&nodes, 1).await;
+            let standby = 3 - old - leader;
+            until("it streams by the session", async || {
+                let status = at(&nodes, standby).status().await;
+                status.is_some_and(|s| s.ready) && goes_by_a_relay(at(&nodes, standby)).await
+            })
+            .await;
+            let upstream = at(&nodes, standby)
+                .status()
+                .await
+                .unwrap()
+                .receiver
+                .unwrap()
+                .upstream;
+            assert_eq!(upstream, format!("s-{}", name(leader)));
+            // Its own log has to be whole from the beginning of the file on: part of it never came from the upstream.
+            if round > 0 {
+                nodes[standby].take().unwrap().kill().await;
+                nodes[standby] = Some(bed.start(name(standby)));
+            }
+            nodes[old] = Some(bed.start(name(old)));
+            back(&bed, &nodes, old).await;
+            leader = back(&bed, &nodes, standby).await;
+            let gap = writing
+                .finish("followed by a session", at(&nodes, leader))
+                .await;
+            println!("round {round}: {gap:?}");
+            table(&nodes, leader).await;
+        }
+        let used = logged().matches("goes by a session that was ready").count();
+        assert!(used >= 3, "{used} times");
+        for amiss in [
+            "a receiver's way ends: its timeline",
+            "isn't whole up to",
+            "asked ahead",
+        ] {
+            assert!(!logged().contains(amiss), "{amiss}");
+        }
         stop(nodes).await;
     })
     .await;

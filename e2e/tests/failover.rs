@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use e2e::failover::bench::{clean, ground};
+use e2e::failover::bench::{between_regions, clean, ground};
 use e2e::failover::cases::{Case, Shape};
 use e2e::failover::report::line;
 use e2e::harness::Harness;
@@ -22,15 +22,18 @@ async fn nothing_acknowledged_is_lost_and_there_are_never_two_primaries() -> Res
     let ground = Box::pin(ground(&harness, program, Shape::Home)).await?;
     let mut wrong = Vec::new();
     // How each is done is the variant of the run's number.
-    for (name, number) in [
-        ("postmaster-kill", 1),
-        ("pod-kill", 2),
-        ("node-cut", 1),
-        ("pod-freeze", 1),
-        ("graceful", 1),
-        ("api-down", 1),
+    // The way between regions is another one if it is long.
+    for (name, number, latency) in [
+        ("postmaster-kill", 1, 0),
+        ("pod-kill", 2, 0),
+        ("node-cut", 1, 0),
+        ("pod-freeze", 1, 0),
+        ("graceful", 1, 0),
+        ("api-down", 1, 0),
+        ("pod-kill", 1, 40),
     ] {
-        let sample = Box::pin(ground.run(Case::parse(name)?, 0, number)).await?;
+        between_regions(&harness, latency).await?;
+        let sample = Box::pin(ground.run(Case::parse(name)?, latency, number)).await?;
         println!("{}", line(&sample));
         let mut said = sample.violations.clone();
         if sample.back.is_none() {
@@ -42,8 +45,10 @@ async fn nothing_acknowledged_is_lost_and_there_are_never_two_primaries() -> Res
         if sample.commits < 100 {
             said.push(format!("only {} commits: hardly a test", sample.commits));
         }
-        wrong.extend(said.into_iter().map(|w| format!("{name}: {w}")));
+        let at = format!("{name} at {latency} ms");
+        wrong.extend(said.into_iter().map(|w| format!("{at}: {w}")));
     }
+    between_regions(&harness, 0).await?;
     Box::pin(clean(&harness, true)).await?;
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())

@@ -198,10 +198,12 @@ impl<I: Id> Node<I> {
         let promised = self.durable.promised == term
             && self.durable.coordinator.as_ref() == Some(&from)
             && self.cutting == 0
-            && self.role == Role::Voter;
+            && matches!(self.role, Role::Voter | Role::PreVoting { .. });
         if !promised || self.durable.rebuilding {
             return;
         }
+        // Whom it has promised this to is at it: to ask for itself meanwhile would cost the round.
+        self.role = Role::Voter;
         match &self.local {
             Local::Standing { end: own } if *own == end => {
                 self.send(&from, Message::Levelled { term, end });

@@ -99,6 +99,8 @@ pub struct Timing {
     pub backoff_max: Duration,
     /// A graceful stop becomes an immediate one after this.
     pub stop: Duration,
+    /// How far away an instance is, there and back, with which a session is kept ready for the next failover.
+    pub far: Duration,
 }
 
 impl Default for Timing {
@@ -114,6 +116,8 @@ impl Default for Timing {
             backoff: Duration::from_secs(1),
             backoff_max: Duration::from_secs(30),
             stop: Duration::from_secs(45),
+            // Between zones it is one or two; the nearest regions are ten apart.
+            far: Duration::from_millis(10),
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::api::names;
 
@@ -84,6 +84,22 @@ pub fn render(up: &Upstream, down: &Downstream) -> String {
     out
 }
 
+/// The connection string by which a receiver goes by a [`super::relay`], whose socket is in this folder.
+#[must_use]
+pub fn render_local(folder: &Path, port: u16, name: &str, timeout_seconds: u32) -> String {
+    let pairs = [
+        ("host", folder.display().to_string()),
+        ("port", port.to_string()),
+        ("user", names::REPLICATION_ROLE.to_owned()),
+        ("dbname", "replication".to_owned()),
+        ("gssencmode", "disable".to_owned()),
+        ("application_name", name.to_owned()),
+        ("connect_timeout", timeout_seconds.max(2).to_string()),
+    ];
+    let pairs = pairs.map(|(key, value)| format!("{key}={}", quote(&value)));
+    pairs.join(" ")
+}
+
 /// A value in libpq's quotes.
 #[must_use]
 pub fn quote(value: &str) -> String {
@@ -133,6 +149,15 @@ mod tests {
              sslkey='/run/tls.key' gssencmode='disable' application_name='consumers-2' connect_timeout='6' \
              keepalives='1' keepalives_idle='2' keepalives_interval='2' keepalives_count='3' \
              tcp_user_timeout='6000'"
+        );
+    }
+
+    #[test]
+    fn a_relay_is_a_folder() {
+        assert_eq!(
+            render_local(Path::new("/run/relay/s-1"), 5432, "s-2/v", 6),
+            "host='/run/relay/s-1' port='5432' user='domicile_replication' dbname='replication' \
+             gssencmode='disable' application_name='s-2/v' connect_timeout='6'"
         );
     }
 

@@ -14,7 +14,8 @@
 //! - failover: [`agent`], which carries out [`crate::failover`] beside the loop
 //! - the loop: [`manager`], and its four parts `observe`, `act`, `tend`, `say`; process 1: [`reaper`]
 //!
-//! Replication is direct, from PostgreSQL to PostgreSQL; [`receiver`] says why, and how it's cut.
+//! Replication is direct, from PostgreSQL to PostgreSQL; [`receiver`] says why, and how it's cut. Between regions a standby goes
+//! by a session that was ready ([`relay`]).
 
 mod act;
 pub mod agent;
@@ -40,6 +41,7 @@ pub mod proc;
 pub mod programs;
 pub mod reaper;
 pub mod receiver;
+pub mod relay;
 pub mod report;
 pub mod rights;
 pub mod roles;

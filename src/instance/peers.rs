@@ -43,6 +43,7 @@ use super::{clock, tls};
 use crate::api::names;
 pub use frames::LIMIT;
 use identity::Identity;
+pub(super) use identity::client_of;
 
 /// Peers of one instance; a store has far fewer.
 const PEERS: usize = 64;
@@ -396,7 +397,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
+pub(super) fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
     match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
@@ -404,7 +405,7 @@ fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
 }
 
 /// Makes a connection's end noticed within about `detection`, also if nothing is being sent.
-fn tune(socket: &impl AsFd, detection: Duration) -> io::Result<()> {
+pub(super) fn tune(socket: &impl AsFd, detection: Duration) -> io::Result<()> {
     let seconds = u32::try_from(detection.as_secs().div_ceil(2)).unwrap_or(30);
     let ms = u32::try_from(detection.as_millis()).unwrap_or(u32::MAX);
     setsockopt(socket, sockopt::TcpNoDelay, &true)?;

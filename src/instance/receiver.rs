@@ -8,12 +8,13 @@
 //! Standbys stream from PostgreSQL to PostgreSQL, over TLS with certificates on both sides, and not through a
 //! tunnel between the managers. A tunnel would put two more hops and the managers' own liveness on the path
 //! of every commit (6 to 17 % of the commit rate in a rough measurement), while what it would give is no
-//! better: a receiver *process* that is gone acknowledges nothing, as surely as a closed socket.
+//! better: a receiver *process* that is gone acknowledges nothing, as surely as a closed socket. Only where the way itself
+//! takes much longer than that do they go by a session that the manager has ready ([`super::relay`]).
 //!
 //! # How [`cut`] is certain
 //! 1. `primary_conninfo` is emptied, so that no new receiver is asked for once that is read.
-//! 2. The client's key is removed. A receiver that begins after this can't authenticate, also if step 1 is
-//!    read late. libpq reads the key when it connects.
+//! 2. The client's key is removed, and a relay's way is closed (by the caller, before). A receiver that begins after this
+//!    can't authenticate, or finds nobody, also if step 1 is read late. libpq reads the key when it connects.
 //! 3. Every receiver alive at that moment is ended and waited for, as a *process*; so is every child of the
 //!    postmaster that hasn't said yet what it is, since it may be a receiver in its first microseconds. Unless it has a
 //!    client over TCP: PostgreSQL names the process of one only when it has said who it is, which over a long way takes a
@@ -61,7 +62,27 @@ pub fn follow(
         timeout_seconds,
         direct_tls: major.is_some_and(|major| major >= conninfo::DIRECT_TLS_SINCE),
     };
-    let text = settings::upstream(Some((to, &down)), &settings::slot(instance));
+    set(run, &conninfo::render(to, &down), instance)
+}
+
+/// As [`follow`], by the relay whose socket is in `folder`. The receiver has no key, and needs none.
+///
+/// # Errors
+/// As the file system's.
+pub fn follow_by(
+    run: &Path,
+    folder: &Path,
+    port: u16,
+    voter: &str,
+    instance: &str,
+    timeout_seconds: u32,
+) -> io::Result<()> {
+    let conninfo = conninfo::render_local(folder, port, voter, timeout_seconds);
+    set(run, &conninfo, instance)
+}
+
+fn set(run: &Path, conninfo: &str, instance: &str) -> io::Result<()> {
+    let text = settings::upstream(Some(conninfo), &settings::slot(instance));
     files::replace(
         &run.join("conf").join(settings::UPSTREAM_FILE),
         text.as_bytes(),

@@ -370,6 +370,7 @@ impl Manager {
                 silent_seconds: vitals.receiver.as_ref().map(|r| r.silent.as_secs_f64()),
                 replay_lag_bytes: vitals.replay_lag_bytes,
             }),
+            sessions: view.sessions.clone(),
         }
     }
 }

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::conninfo::{self, Downstream, Upstream};
 use crate::api::names;
 
 pub use crate::api::parameters::{RESERVED, is_reserved};
@@ -258,18 +257,17 @@ fn fixed(input: &Input<'_>) -> Vec<(&'static str, String)> {
 /// The file with the upstream. Without one it says so, rather than being empty, so that nothing that
 /// `postgresql.auto.conf` may hold from elsewhere connects.
 #[must_use]
-pub fn upstream(to: Option<(&Upstream, &Downstream)>, slot: &str) -> String {
-    let conninfo = to.map_or_else(String::new, |(up, down)| conninfo::render(up, down));
-    let slot = if to.is_some() { slot } else { "" };
+pub fn upstream(conninfo: Option<&str>, slot: &str) -> String {
+    let slot = if conninfo.is_some() { slot } else { "" };
     // Cut off, a standby replays at once what it has: a vote waits for that, and a query must not hold it up.
-    let hurry = if to.is_some() {
+    let hurry = if conninfo.is_some() {
         ""
     } else {
         "max_standby_streaming_delay = 0\nmax_standby_archive_delay = 0\n"
     };
     format!(
         "# Written by Domicile; changes are overwritten.\nprimary_conninfo = {}\nprimary_slot_name = {}\n{hurry}",
-        quote(&conninfo),
+        quote(conninfo.unwrap_or_default()),
         quote(slot)
     )
 }

@@ -55,6 +55,9 @@ pub struct Status {
     /// From whom it streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<Receiver>,
+    /// Instances far away with whom a session is ready, should it have to follow one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sessions: Vec<String>,
 }
 
 /// The synchronous rule.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio_postgres::{Client, Row, Statement};
 
+use super::relay;
 use super::session::Session;
 use super::status::Replica;
 use super::strangers::{Sender, common_name};
@@ -22,7 +23,7 @@ pub struct Vitals {
     pub position: String,
     /// The synchronous rule that it enforces.
     pub sync_names: String,
-    /// Who streams from it.
+    /// Who streams from it; not who is only ready to.
     pub replicas: Vec<Replica>,
     /// Whoever replicates from it, by certificate.
     pub senders: Vec<Sender>,
@@ -54,7 +55,7 @@ pub struct Slot {
 pub struct ReceiverSeen {
     /// PostgreSQL's word.
     pub state: String,
-    /// The host it is connected to, as in the connection string.
+    /// The host it is connected to, as in the connection string, or by a relay.
     pub host: String,
     /// Since it last heard from there.
     pub silent: Duration,
@@ -70,7 +71,8 @@ const PENDING: &str = "SELECT name::text FROM pg_settings WHERE pending_restart 
 
 const REPLICAS: &str = "SELECT application_name, coalesce(state, 'startup'), coalesce(sync_state, ''), \
     coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn), 0)::bigint, \
-    extract(epoch FROM flush_lag)::float8 FROM pg_stat_replication ORDER BY 1";
+    extract(epoch FROM flush_lag)::float8 FROM pg_stat_replication \
+    WHERE state IS DISTINCT FROM 'startup' ORDER BY 1";
 
 const SENDERS: &str = "SELECT r.pid, coalesce(s.client_dn, ''), coalesce(r.application_name, ''), host(r.client_addr) \
     FROM pg_stat_replication r LEFT JOIN pg_stat_ssl s USING (pid) ORDER BY 1";
@@ -189,9 +191,10 @@ async fn read(session: &Session) -> anyhow::Result<Vitals> {
 
 fn receiver(row: &Row) -> anyhow::Result<ReceiverSeen> {
     let silent: f64 = row.try_get(2)?;
+    let host: String = row.try_get(1)?;
     Ok(ReceiverSeen {
         state: row.try_get(0)?,
-        host: row.try_get(1)?,
+        host: relay::upstream_of(&host).unwrap_or(&host).to_owned(),
         silent: Duration::try_from_secs_f64(silent.max(0.0)).unwrap_or(Duration::MAX),
     })
 }

@@ -166,6 +166,8 @@ pub struct Bed {
     views: Arc<Mutex<Views>>,
     deaf: Arc<Mutex<bool>>,
     pub witness: witness::Witness,
+    /// From how far on a session is kept ready with an instance.
+    far: Duration,
 }
 
 impl Bed {
@@ -196,7 +198,14 @@ impl Bed {
             views: Arc::default(),
             deaf: Arc::default(),
             witness: witness::Witness::default(),
+            far: Timing::default().far,
         }
+    }
+
+    /// As if every instance were in another region. Before any is started.
+    pub fn far_apart(mut self) -> Self {
+        self.far = Duration::ZERO;
+        self
     }
 
     pub fn address(&self, host: u8) -> IpAddr {
@@ -321,6 +330,7 @@ impl Bed {
                 backoff: Duration::from_millis(100),
                 backoff_max: Duration::from_secs(2),
                 stop: Duration::from_secs(30),
+                far: self.far,
                 ..Timing::default()
             },
         }

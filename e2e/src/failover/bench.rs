@@ -148,7 +148,10 @@ async fn measure(harness: &Harness, plan: &Plan, folder: &Path) -> Result<Vec<St
 }
 
 /// The same latency between all regions, one way.
-async fn between_regions(harness: &Harness, latency: u64) -> Result<()> {
+///
+/// # Errors
+/// If the test bed refuses.
+pub async fn between_regions(harness: &Harness, latency: u64) -> Result<()> {
     let [west, east, central] = REGIONS.map(|r| r.name);
     for (a, b) in [(west, east), (west, central), (east, central)] {
         harness.bed.latency(a, b, latency).await?;

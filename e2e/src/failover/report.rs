@@ -27,7 +27,10 @@ pub fn figures(case: Case, latency: u64, samples: &[Sample]) -> Result<Vec<Figur
         of("back", "s", &|s| s.back),
     ];
     match case.kind {
-        Kind::QuietApiDown => rows.push(of("longest", "s", &|s| Some(s.longest))),
+        Kind::QuietApiDown => {
+            rows.push(of("longest", "s", &|s| Some(s.longest)));
+            rows.push(of("usual", "s", &|s| s.usual));
+        }
         Kind::RegionCutHome => rows.push(of("again", "s", &|s| s.again)),
         Kind::Flapping => rows.push(of("failovers", "", &|s| Some(count(s.failovers)))),
         Kind::Cancelled => {

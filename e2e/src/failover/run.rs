@@ -91,6 +91,9 @@ impl Ground {
     /// If it can't be made. What goes wrong with the store is no error but in the sample.
     pub async fn run(&self, case: Case, latency: u64, number: usize) -> Result<Sample> {
         let before = healthy(&self.scope, &self.store).await?;
+        if latency > 0 {
+            store::sessions(&before).await?;
+        }
         let primary = Victim::find(&self.scope, &before.primary).await?;
         let mut standbys = Vec::new();
         for instance in before.instances.iter().filter(|i| i.name != before.primary) {
@@ -151,6 +154,12 @@ impl Run<'_> {
         let mut outside = self.outside(&target).await?;
         let mut inside = self.inside(&target).await?;
         let begin = warm(&mut outside, &mut inside).await?;
+        let mut calm = None;
+        if self.case.kind == Kind::QuietApiDown {
+            // What is slow without any fault, too, isn't the fault's.
+            sleep(self.case.lasts()).await;
+            calm = Some(now()?);
+        }
 
         let mut violations = Vec::new();
         let fault = self.fault(&mut outside).await;
@@ -220,6 +229,7 @@ impl Run<'_> {
             gap: ledger.gap(begin, end),
             writer: ledger.writer_gap(begin, end),
             longest: ledger.longest_commit(span.begin, span.over),
+            usual: calm.map(|calm| ledger.longest_commit(begin, calm)),
             commits: ledger.acknowledged().len(),
             unknown: ledger.unknown().len(),
             lost: wrong.lost.len(),

@@ -25,6 +25,8 @@ pub struct Sample {
     pub writer: f64,
     /// The longest commit of the service, in seconds.
     pub longest: f64,
+    /// … and the longest in as long a time before the fault, if that was measured.
+    pub usual: Option<f64>,
     /// Commits acknowledged, all clients together.
     pub commits: usize,
     /// Commits of which nothing is known.

@@ -182,6 +182,38 @@ pub async fn reachable(netns: &str, target: &Target) -> Result<()> {
     Ok(())
 }
 
+/// Waits until every standby has a session ready with each of the others, as it has with whoever is in another region. After a
+/// failover that takes some fifteen seconds; a fault within them is one that most stores don't meet.
+///
+/// # Errors
+/// If it doesn't come to that in time.
+pub async fn sessions(status: &Status) -> Result<()> {
+    let standbys = || status.instances.iter().filter(|i| i.name != status.primary);
+    for standby in standbys() {
+        let address = standby.address.context("a standby has no address")?;
+        let far = |other: &&Instance| other.name != standby.name && other.region != standby.region;
+        let wanted: Vec<&str> = standbys().filter(far).map(|i| i.name.as_str()).collect();
+        until(
+            "sessions are ready between regions",
+            Duration::from_secs(90),
+            Duration::from_millis(200),
+            || async {
+                let says = ask(address).await?;
+                let ready = says["sessions"].as_array().cloned().unwrap_or_default();
+                let missing = wanted.iter().find(|w| !ready.iter().any(|r| r == **w));
+                ensure!(
+                    missing.is_none(),
+                    "{} lacks one with {missing:?}",
+                    standby.name
+                );
+                Ok(())
+            },
+        )
+        .await?;
+    }
+    Ok(())
+}
+
 /// Waits until all instances serve, and the primary itself says that all others stream from it.
 ///
 /// # Errors

@@ -155,6 +155,34 @@ fn nobody_follows_a_coordinator_before_it_is_primary() {
     assert_eq!(c.durable().history.last(), Some(&era(2, 2, 100)));
 }
 
+/// Found on the test bed, 40 ms between regions: a voter that asked whether it would be elected, as all do while there is no
+/// primary, heard no coordinator until nobody had answered it for a second and a half.
+#[test]
+fn who_asks_for_itself_is_levelled_by_whom_it_has_promised() {
+    let mut c = standby("c");
+    let _ = c.step(10_000, Event::Dead("a"));
+    let from = |message| Event::Message { from: "b", message };
+    let request = Message::RequestVote {
+        term: 2,
+        renewal: None,
+        farewell: None,
+    };
+    let _ = c.step(10_001, from(request));
+    let _ = c.step(10_002, Event::Cut { end: Some(100) });
+    let asks = (10_002..14_000).find(|now| {
+        let effects = c.step(*now, Event::Tick);
+        let asks = |e: &Effect<_>| matches!(e, Effect::Send(_, Message::PreVote { .. }));
+        effects.iter().any(asks)
+    });
+    let level = Message::Level {
+        term: 2,
+        history: vec![era(1, 1, 0)],
+        end: 120,
+    };
+    let effects = c.step(asks.expect("it asks") + 1, from(level));
+    assert!(effects.contains(&Effect::Follow("b")), "{effects:?}");
+}
+
 /// Found on the test bed: another look at the votes while it was cut off from its source made a coordinator fetch
 /// again what it had, from an upstream that the cut took away; the round ran out, and the writers waited three seconds.
 #[test]
@@ -259,23 +287,29 @@ fn a_voter_that_is_asked_again_cuts_once_and_answers_each_time_after_that() {
     );
 
     // Elected meanwhile: what comes late takes nothing from it.
+    let elected = Configuration {
+        term: 2,
+        primary: "b",
+        ..configuration()
+    };
     let accept = Message::Accept {
-        configuration: Configuration {
-            term: 2,
-            primary: "b",
-            ..configuration()
-        },
+        configuration: elected.clone(),
         history: vec![era(1, 1, 0), era(2, 0, 100)],
     };
-    let effects = c.step(
-        10_200,
-        Event::Message {
-            from: "b",
-            message: accept,
-        },
-    );
-    assert!(effects.contains(&Effect::Follow("b")), "{effects:?}");
+    let from = |message| Event::Message { from: "b", message };
+    let effects = c.step(10_200, from(accept));
+    let accepted = |e: &Effect<_>| matches!(e, Effect::Send("b", Message::Accepted { .. }));
+    assert!(effects.iter().any(accepted), "{effects:?}");
     assert!(!c.step(10_240, ask()).contains(&Effect::Cut));
+    let heartbeat = Message::Heartbeat {
+        configuration: elected,
+        seq: 1,
+        history: vec![era(1, 1, 0), era(2, 2, 100)],
+        position: 108,
+    };
+    let effects = c.step(10_300, from(heartbeat));
+    assert!(effects.contains(&Effect::Follow("b")), "{effects:?}");
+    assert!(!c.step(10_340, ask()).contains(&Effect::Cut));
 }
 
 /// Others are asked while this one is still being cut; what they answer meanwhile is kept, and counts once this one has

@@ -4,6 +4,7 @@
 //! Never: goes on after a promise that the disk didn't take.
 
 use super::*;
+use crate::failover::{History, held};
 
 impl Agent {
     pub(super) async fn carry_out(&mut self, effect: Effect<String>) {
@@ -18,7 +19,7 @@ impl Agent {
                 self.queue.push_back(Op::Cut);
                 self.begin_next();
             }
-            Effect::Follow(upstream) => self.follow(&upstream),
+            Effect::Follow(upstream) => self.follow(&upstream, self.level()),
             Effect::Rebuild { from, .. } => {
                 info!(from, "this copy can't go on: it is made anew");
                 self.following = None;
@@ -107,7 +108,8 @@ impl Agent {
         }
     }
 
-    pub(super) fn follow(&mut self, upstream: &str) {
+    /// `level`: where the copy ends, if that is certain: not what was received meanwhile, which may be half a record.
+    pub(super) fn follow(&mut self, upstream: &str, level: Option<Level>) {
         let name = names::instance_of(upstream).to_owned();
         let (Some(address), Some(certificate)) = (
             self.addresses.get(&name).copied(),
@@ -131,10 +133,53 @@ impl Agent {
             .node
             .primary(boottime_ms())
             .is_some_and(|p| names::instance_of(p) == upstream.name);
-        match self.hands.follow(&certificate, &upstream, timeout, slot) {
+        match self
+            .hands
+            .follow(&certificate, &upstream, timeout, slot, level)
+        {
             Ok(()) => self.following = Some(upstream),
             Err(e) => warn!("can't set the upstream: {e:#}"),
         }
+    }
+
+    /// Where the copy ends, if it is known which of the log's files are whole up to there; and whether whom it is to follow
+    /// begins an era there.
+    fn level(&self) -> Option<Level> {
+        let Local::Following { end, .. } = self.node.local() else {
+            return None;
+        };
+        let history = &self.node.durable().history;
+        let held = held(history, *end);
+        let last = held.last()?;
+        (last.start < *end && last.timeline > 0).then_some(Level {
+            at: *end,
+            timeline: last.timeline,
+            begins: history
+                .get(held.len())
+                .is_some_and(|next| next.start == *end),
+        })
+    }
+
+    /// Lets sessions be made ready with those whom this instance may have to follow next; and tells the way to the upstream
+    /// that it serves now.
+    pub(super) fn attend(&self, source: Option<&(Upstream, History)>) {
+        let relay = &self.hands.relay;
+        if let Some((upstream, history)) = source
+            && let Some(era) = history.last().filter(|era| era.timeline > 0)
+        {
+            relay.serves(&upstream.name, era.timeline);
+        }
+        let upstream = self.following.as_ref().map(|f| f.name.as_str());
+        let voters = self.node.durable().configuration.iter();
+        let voters = voters
+            .flat_map(|c| &c.voters)
+            .filter(|_| self.node.local() != &Local::Leading);
+        let wanted = voters
+            .map(|voter| names::instance_of(voter))
+            .filter(|name| *name != self.config.instance && Some(*name) != upstream)
+            .filter_map(|name| Some((name.to_owned(), *self.addresses.get(name)?)))
+            .collect();
+        relay.attend(wanted, settings::replication_timeout(self.detection()));
     }
 
     pub(super) fn guard(&mut self, until: u64) {

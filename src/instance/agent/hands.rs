@@ -20,7 +20,9 @@ use crate::instance::conninfo::Upstream;
 use crate::instance::kill;
 use crate::instance::proc::{self, Proc};
 use crate::instance::receiver;
+use crate::instance::relay::{Level, Relay};
 use crate::instance::session::Session;
+use crate::instance::settings;
 use crate::instance::sync;
 use crate::instance::tls::Certificate;
 use crate::instance::volume;
@@ -53,6 +55,8 @@ pub struct Hands {
     pub limit: Duration,
     /// The session, kept from one operation to the next.
     pub session: Arc<tokio::sync::Mutex<Option<Session>>>,
+    /// The way to an upstream far away.
+    pub relay: Arc<Relay>,
 }
 
 /// What a primary sees of its standbys.
@@ -78,6 +82,7 @@ impl Hands {
     }
 
     async fn try_cut(&self) -> anyhow::Result<Option<Lsn>> {
+        self.relay.close();
         receiver::forsake(&self.run).context("can't take the upstream away")?;
         let Some(process) = self.server.process() else {
             self.stop_now().await?;
@@ -148,6 +153,7 @@ impl Hands {
             return Ok(());
         }
         warn!("it follows somebody that it isn't to follow: takes the upstream away");
+        self.relay.close();
         receiver::forsake(&self.run)?;
         let process = self.server.process().context("PostgreSQL isn't there")?;
         proc::reload(process.pid);
@@ -195,7 +201,8 @@ impl Hands {
         wal::parse_lsn(&text).context("no position")
     }
 
-    /// Streams from `upstream`.
+    /// Streams from `upstream`: by a session that is ready, if there is one. `level`: where the copy ends, if that
+    /// is known.
     ///
     /// # Errors
     /// If there is no PostgreSQL, or the file system refuses.
@@ -205,20 +212,32 @@ impl Hands {
         upstream: &Upstream,
         timeout_seconds: u32,
         slot: bool,
+        level: Option<Level>,
     ) -> anyhow::Result<()> {
         let process = self.server.process().context("PostgreSQL isn't there")?;
         if self.server.leads() {
             bail!("PostgreSQL is no standby");
         }
-        receiver::follow(
-            &self.run,
-            certificate,
-            upstream,
-            &self.me,
-            if slot { &self.instance } else { "" },
-            timeout_seconds,
-            volume::major(&self.data),
-        )?;
+        let instance = if slot { &self.instance } else { "" };
+        match self.relay.open(upstream, &settings::slot(instance), level) {
+            Some(folder) => receiver::follow_by(
+                &self.run,
+                &folder,
+                upstream.port,
+                &self.me,
+                instance,
+                timeout_seconds,
+            )?,
+            None => receiver::follow(
+                &self.run,
+                certificate,
+                upstream,
+                &self.me,
+                instance,
+                timeout_seconds,
+                volume::major(&self.data),
+            )?,
+        }
         proc::reload(process.pid);
         info!(upstream = upstream.name, address = %upstream.address, "follows");
         Ok(())
@@ -356,9 +375,10 @@ impl Hands {
 
 /// Waits until every walsender has read the rule. One that wakes up reads its configuration before it takes a
 /// reply, so two more replies than at the time of the reload are proof; one that shows none in time is ended, and
-/// its successor has read it.
+/// its successor has read it. PostgreSQL was told to, and this session's own process has.
 async fn reloaded(session: &Session) -> anyhow::Result<()> {
     let begun = Instant::now();
+    let since: f64 = session.row(NOW).await?.try_get(0)?;
     let mut replies: BTreeMap<i32, (String, u8)> = BTreeMap::new();
     let mut first = true;
     loop {
@@ -367,8 +387,8 @@ async fn reloaded(session: &Session) -> anyhow::Result<()> {
             let pid: i32 = row.try_get(0)?;
             let reply: String = row.try_get(1)?;
             match replies.get_mut(&pid) {
-                // One that began after the reload has read it.
-                None if !first => {}
+                // One that began after the reload has read it. One that was ready before, and streams only now, may not.
+                None if !first && row.try_get::<_, f64>(2)? > since => {}
                 None => {
                     replies.insert(pid, (reply, 0));
                     open.push(pid);
@@ -440,8 +460,10 @@ const END: &str = "SELECT (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_w
 const STANDBYS: &str = "SELECT pg_current_wal_flush_lsn()::text, r.application_name, r.flush_lsn::text \
     FROM (SELECT 1) one LEFT JOIN pg_stat_replication r ON r.state = 'streaming'";
 
-const SENDERS: &str = "SELECT pid, coalesce(reply_time, 'epoch')::text FROM pg_stat_replication \
-    WHERE state IN ('streaming', 'catchup')";
+const SENDERS: &str = "SELECT pid, coalesce(reply_time, 'epoch')::text, \
+    extract(epoch FROM backend_start)::float8 FROM pg_stat_replication WHERE state IN ('streaming', 'catchup')";
+
+const NOW: &str = "SELECT extract(epoch FROM clock_timestamp())::float8";
 
 const SLOT: &str = "SELECT CASE WHEN EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1::text::name) \
     THEN NULL ELSE (SELECT slot_name FROM pg_create_physical_replication_slot($1::text::name)) END";

@@ -36,6 +36,7 @@ use super::conninfo::Upstream;
 use super::peers::{PeerEvent, Peers, PeersConfig};
 use super::proc::Proc;
 use super::reaper::Children;
+use super::relay::{Level, Relay, RelayConfig};
 use super::tls::Certificate;
 use super::watchdog::{self, Watchdog};
 use super::{settings, store, sync};
@@ -186,6 +187,17 @@ pub fn start(
     let server = Server::default();
     let detection = Duration::from_secs(3);
     let (certificate, certificates) = watch::channel(None);
+    let relay = Relay::start(
+        RelayConfig {
+            me: me.clone(),
+            run: config.run.clone(),
+            data: volume.data(),
+            port: config.port,
+            peers: config.peers.port(),
+            beyond: config.timing.far,
+        },
+        certificates.clone(),
+    );
     let (events, incoming) = mpsc::channel(256);
     let peers = Peers::start(
         PeersConfig {
@@ -208,6 +220,7 @@ pub fn start(
         port: config.port,
         limit: config.timing.statement,
         session: Arc::default(),
+        relay: Arc::new(relay),
     };
     let node = Node::new(
         me.clone(),
@@ -278,6 +291,7 @@ fn view_of(node: &Node<String>, me: &str) -> View {
         rebuilding: node.durable().rebuilding,
         held: node.durable().rebuilding || !node.durable().history.is_empty(),
         addresses: BTreeMap::new(),
+        sessions: Vec::new(),
         fenced: false,
         stuck: None,
         failover: None,
@@ -371,7 +385,7 @@ impl Agent {
             // Its address wasn't known when it was to be followed.
             let upstream = upstream.clone();
             if self.addresses.contains_key(names::instance_of(&upstream)) {
-                self.follow(&upstream);
+                self.follow(&upstream, None);
             }
         }
         let now = boottime_ms();
@@ -393,6 +407,7 @@ impl Agent {
         if primary.is_some() {
             self.stuck = None;
         }
+        self.attend(source.as_ref());
         let view = View {
             primary,
             source,
@@ -400,6 +415,7 @@ impl Agent {
             rule: self.rule.clone(),
             ruled: (self.unruly || !self.ruling()).then_some(self.ruled),
             addresses: self.addresses.clone(),
+            sessions: self.hands.relay.ready(),
             fenced: self.fence,
             stuck: self.why_stuck(),
             failover: self.last.clone(),

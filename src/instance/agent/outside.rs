@@ -49,7 +49,7 @@ impl Agent {
                 && let Local::Following { upstream, .. } = self.node.local()
             {
                 let upstream = upstream.clone();
-                self.follow(&upstream);
+                self.follow(&upstream, None);
             }
         }
     }

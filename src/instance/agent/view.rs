@@ -71,6 +71,8 @@ pub struct View {
     pub held: bool,
     /// Where the other instances are, as they say themselves.
     pub addresses: BTreeMap<String, IpAddr>,
+    /// Instances far away with whom a session is ready.
+    pub sessions: Vec<String>,
     /// Fenced by hand.
     pub fenced: bool,
     /// Why there is no primary, as far as this instance knows.

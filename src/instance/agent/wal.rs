@@ -83,6 +83,20 @@ fn record_end(start: Lsn, length: u64, segment: u64) -> Lsn {
     }
 }
 
+/// Whether these bytes, which begin with a page, are what they should be at `at`: each page says where it is.
+#[must_use]
+pub fn in_place(bytes: &[u8], at: Lsn) -> bool {
+    at.is_multiple_of(PAGE)
+        && bytes
+            .chunks(usize::try_from(PAGE).unwrap_or(usize::MAX))
+            .zip((at..).step_by(usize::try_from(PAGE).unwrap_or(usize::MAX)))
+            .all(|(page, at)| {
+                let said = page.get(8..16).and_then(|b| b.first_chunk::<8>());
+                // A page of which only the first bytes belong to the log has its header, too.
+                said.is_none_or(|said| u64::from_ne_bytes(*said) == at)
+            })
+}
+
 /// A position as PostgreSQL writes it.
 #[must_use]
 pub fn parse_lsn(text: &str) -> Option<Lsn> {
@@ -105,7 +119,9 @@ pub fn history(wal: &Path, timeline: u32) -> Option<Left> {
     parse_history(&String::from_utf8_lossy(&bytes))
 }
 
-fn parse_history(text: &str) -> Option<Left> {
+/// The same of its text.
+#[must_use]
+pub fn parse_history(text: &str) -> Option<Left> {
     let lines = text.lines().map(str::trim);
     lines
         .filter(|l| !l.is_empty() && !l.starts_with('#'))
@@ -136,6 +152,22 @@ mod tests {
         );
         assert_eq!(parse_lsn("1/3000028"), Some(0x1_0300_0028));
         assert_eq!(parse_lsn("1"), None);
+    }
+
+    #[test]
+    fn a_page_says_where_it_is() {
+        let page = |at: u64| {
+            let mut page = vec![0; 8192];
+            page[8..16].copy_from_slice(&at.to_ne_bytes());
+            page
+        };
+        let two = [page(0x300_0000), page(0x300_2000)].concat();
+        assert!(in_place(&two, 0x300_0000));
+        assert!(in_place(&two[..8192 + 40], 0x300_0000));
+        assert!(!in_place(&two, 0x400_0000));
+        assert!(!in_place(&two[100..], 0x300_0064));
+        let recycled = [page(0x300_0000), page(0x100_2000)].concat();
+        assert!(!in_place(&recycled, 0x300_0000));
     }
 
     #[test]

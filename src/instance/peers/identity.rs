@@ -32,36 +32,61 @@ pub(super) struct Identity {
     pub(super) generation: u64,
 }
 
+/// What a certificate's Secret holds, read.
+struct Parts {
+    roots: Arc<RootCertStore>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+fn parts(certificate: &Certificate) -> anyhow::Result<Parts> {
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(certificate.ca()) {
+        roots.add(root.context("ca.crt")?).context("ca.crt")?;
+    }
+    ensure!(!roots.is_empty(), "ca.crt has no certificate");
+    let chain = CertificateDer::pem_slice_iter(certificate.cert())
+        .collect::<Result<Vec<_>, _>>()
+        .context("tls.crt")?;
+    let key = PrivateKeyDer::from_pem_slice(certificate.key()).context("tls.key")?;
+    Ok(Parts {
+        roots: Arc::new(roots),
+        chain,
+        key,
+    })
+}
+
+/// How this instance shows itself to another, whose certificate has to be in the other's name.
+///
+/// # Errors
+/// If the certificate can't be used.
+pub(in crate::instance) fn client_of(certificate: &Certificate) -> anyhow::Result<ClientConfig> {
+    let Parts { roots, chain, key } = parts(certificate)?;
+    let mut client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)?;
+    client.resumption = Resumption::disabled();
+    Ok(client)
+}
+
 impl Identity {
     fn new(certificate: &Certificate, generation: u64) -> anyhow::Result<Self> {
-        let mut roots = RootCertStore::empty();
-        for root in CertificateDer::pem_slice_iter(certificate.ca()) {
-            roots.add(root.context("ca.crt")?).context("ca.crt")?;
-        }
-        ensure!(!roots.is_empty(), "ca.crt has no certificate");
-        let roots = Arc::new(roots);
-        let chain = CertificateDer::pem_slice_iter(certificate.cert())
-            .collect::<Result<Vec<_>, _>>()
-            .context("tls.crt")?;
-        let key = PrivateKeyDer::from_pem_slice(certificate.key()).context("tls.key")?;
+        let mut client = client_of(certificate)?;
+        client.alpn_protocols = vec![PROTOCOL.to_vec()];
+        let Parts { roots, chain, key } = parts(certificate)?;
         let provider = Arc::new(ring::default_provider());
 
         let verifier =
-            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?;
-        let mut server = ServerConfig::builder_with_provider(provider.clone())
+            WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
+        let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain.clone(), key.clone_key())?;
+            .with_single_cert(chain, key)?;
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         server.alpn_protocols = vec![PROTOCOL.to_vec()];
 
-        let mut client = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&TLS13])?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?;
-        client.resumption = Resumption::disabled();
-        client.alpn_protocols = vec![PROTOCOL.to_vec()];
         Ok(Self {
             client: Arc::new(client),
             server: Arc::new(server),

@@ -49,7 +49,7 @@ pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
     if identity.wait_for(Option::is_some).await.is_err() {
         return;
     }
-    let mut handshakes: JoinSet<Result<Incoming, String>> = JoinSet::new();
+    let mut handshakes: JoinSet<Result<Option<Incoming>, String>> = JoinSet::new();
     let mut strangers: VecDeque<AbortHandle> = VecDeque::new();
     let mut readers = JoinSet::new();
     let mut open: VecDeque<(String, AbortHandle)> = VecDeque::new();
@@ -72,7 +72,8 @@ pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
                 }
             },
             Some(met) = handshakes.join_next(), if !handshakes.is_empty() => match met {
-                Ok(Ok(incoming)) => {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(incoming))) => {
                     open.retain(|(_, task)| !task.is_finished());
                     let same = open.iter().filter(|(name, _)| *name == incoming.name).count();
                     if same >= OF_ONE
@@ -117,7 +118,7 @@ impl Refused {
     }
 }
 
-async fn meet(shared: Arc<Shared>, stream: TcpStream) -> Result<Incoming, String> {
+async fn meet(shared: Arc<Shared>, stream: TcpStream) -> Result<Option<Incoming>, String> {
     let from = stream
         .peer_addr()
         .map(|a| a.to_string())
@@ -127,7 +128,7 @@ async fn meet(shared: Arc<Shared>, stream: TcpStream) -> Result<Incoming, String
         .map_err(|why| format!("{from}: {why}"))
 }
 
-async fn shake(shared: &Arc<Shared>, stream: TcpStream) -> Result<Incoming, String> {
+async fn shake(shared: &Arc<Shared>, stream: TcpStream) -> Result<Option<Incoming>, String> {
     let words = |e: io::Error| e.to_string();
     tune(&stream, shared.detection()).map_err(words)?;
     let mut identity = shared.identity.clone();
@@ -135,6 +136,10 @@ async fn shake(shared: &Arc<Shared>, stream: TcpStream) -> Result<Incoming, Stri
         Some(identity) => identity.server.clone(),
         None => return Err("no certificate yet".to_owned()),
     };
+    // Whoever only wants to know how far away this is says nothing, and is no stranger.
+    if matches!(stream.peek(&mut [0]).await, Ok(0)) {
+        return Ok(None);
+    }
     let mut stream = TlsAcceptor::from(server)
         .accept(stream)
         .await
@@ -156,12 +161,12 @@ async fn shake(shared: &Arc<Shared>, stream: TcpStream) -> Result<Incoming, Stri
         .map_err(words)?;
     stream.flush().await.map_err(words)?;
     shared.learn(&name, hello.address);
-    Ok(Incoming {
+    Ok(Some(Incoming {
         name,
         stream,
         reader,
         identity,
-    })
+    }))
 }
 
 async fn read(shared: Arc<Shared>, incoming: Incoming) {

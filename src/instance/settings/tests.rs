@@ -140,20 +140,7 @@ fn the_upstream_file() {
         "# Written by Domicile; changes are overwritten.\nprimary_conninfo = ''\nprimary_slot_name = ''\n\
          max_standby_streaming_delay = 0\nmax_standby_archive_delay = 0\n"
     );
-    let up = Upstream {
-        name: "s-1".into(),
-        address: "10.0.0.1".parse().unwrap(),
-        port: 5432,
-    };
-    let down = Downstream {
-        application_name: "s-2".into(),
-        ca: "/c".into(),
-        cert: "/t".into(),
-        key: "/k".into(),
-        timeout_seconds: 6,
-        direct_tls: true,
-    };
-    let text = upstream(Some((&up, &down)), "s_2");
+    let text = upstream(Some("host='s-1' hostaddr='10.0.0.1'"), "s_2");
     assert!(text.contains("primary_conninfo = 'host=''s-1'' hostaddr=''10.0.0.1''"));
     assert!(text.ends_with("primary_slot_name = 's_2'\n"));
 }

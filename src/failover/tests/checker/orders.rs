@@ -206,7 +206,7 @@ fn random_walks() {
 /// What the simulation is unlikely to hit, walks through every order of events do.
 #[test]
 fn planted_mistakes_are_found_by_walks() {
-    let limit = Duration::from_secs(seconds("DOMICILE_WALK_SECONDS", 60));
+    let limit = Duration::from_secs(seconds("DOMICILE_WALK_SECONDS", 240));
     let mut missed = Vec::new();
     // With the scenario in which each shows soonest.
     for (mistake, at) in [
