@@ -215,30 +215,30 @@ fn far_regions_settle() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-/// Every planted mistake is noticed. Not in this list, since no seed below 8,000 shows them in the protocol as it was before candidates asked early:
-/// `UninformedMembers` and `FollowsBeforeRenewed`, each of which an earlier protocol's schedules showed.
+/// Every planted mistake is noticed. Not in this list are three which an earlier protocol's schedules showed: `UninformedMembers` and
+/// `FollowsBeforeRenewed`, which no seed below 8,000 shows since candidates ask early, and `EveryPromiseIsRenewal`, which none below 80,000
+/// shows since nobody follows a coordinator before it is primary.
 #[test]
 fn planted_mistakes_are_noticed() {
     use Mistake::*;
     // With the seed that showed it last: any other does when the protocol changes, found from 0 on.
     let all = [
-        (RebuildingIsData, 0),
+        (RebuildingIsData, 1),
         (LaggardsAreMembers, 3),
         (ResumedTerm, 0),
-        (NewestTimelineWins, 138),
-        (RenewalWithoutJointRule, 1221),
-        (OlderVersionAccepted, 498),
+        (NewestTimelineWins, 16),
+        (RenewalWithoutJointRule, 14227),
+        (OlderVersionAccepted, 5522),
         (ChangeWithdrawn, 301),
-        (NoneNeedsToBeHeard, 48),
+        (NoneNeedsToBeHeard, 601),
         (VoteBeforeCut, 18),
-        (PromiseForgotten, 507),
-        (NewRuleEarly, 1),
-        (NotFlushed, 4),
-        (LeaseTooLong, 1),
-        (HalfIsEnough, 1554),
+        (PromiseForgotten, 5190),
+        (NewRuleEarly, 16),
+        (NotFlushed, 26),
+        (LeaseTooLong, 10),
+        (HalfIsEnough, 1426),
         (PolicyIgnored, 25),
-        (EveryPromiseIsRenewal, 5388),
-        (PromotedUnruled, 312),
+        (PromotedUnruled, 82),
         (WitnessNotWatched, 65),
         (IdentityKept, 752),
     ];
