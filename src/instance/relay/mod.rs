@@ -189,7 +189,8 @@ impl Relay {
         });
         info!(
             upstream = upstream.name,
-            ?level,
+            end = level.map(|l| wire::lsn(l.at)),
+            begins = level.map(|l| l.begins),
             "goes by a session that was ready"
         );
         let task = tokio::spawn(accept(
