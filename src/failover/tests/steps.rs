@@ -34,6 +34,16 @@ fn era(term: u64, timeline: u32, start: u64) -> Era {
     }
 }
 
+/// What the primary of term 2, which began at 100, says first.
+fn serving(configuration: Configuration<&'static str>) -> Message<&'static str> {
+    Message::Heartbeat {
+        configuration,
+        seq: 1,
+        history: vec![era(1, 1, 0), era(2, 2, 100)],
+        position: 108,
+    }
+}
+
 /// One that has followed `a` up to 100.
 fn standby(me: &'static str) -> Node<&'static str> {
     let durable = Durable {
@@ -144,13 +154,7 @@ fn nobody_follows_a_coordinator_before_it_is_primary() {
     let accepted = |e: &Effect<_>| matches!(e, Effect::Send("b", Message::Accepted { .. }));
     assert!(effects.iter().any(accepted), "{effects:?}");
     assert!(!follows(&effects), "{effects:?}");
-    let heartbeat = Message::Heartbeat {
-        configuration: proposal,
-        seq: 1,
-        history: vec![era(1, 1, 0), era(2, 2, 100)],
-        position: 108,
-    };
-    let effects = c.step(10_100, from(heartbeat));
+    let effects = c.step(10_100, from(serving(proposal)));
     assert!(follows(&effects), "{effects:?}");
     assert_eq!(c.durable().history.last(), Some(&era(2, 2, 100)));
 }
@@ -301,13 +305,7 @@ fn a_voter_that_is_asked_again_cuts_once_and_answers_each_time_after_that() {
     let accepted = |e: &Effect<_>| matches!(e, Effect::Send("b", Message::Accepted { .. }));
     assert!(effects.iter().any(accepted), "{effects:?}");
     assert!(!c.step(10_240, ask()).contains(&Effect::Cut));
-    let heartbeat = Message::Heartbeat {
-        configuration: elected,
-        seq: 1,
-        history: vec![era(1, 1, 0), era(2, 2, 100)],
-        position: 108,
-    };
-    let effects = c.step(10_300, from(heartbeat));
+    let effects = c.step(10_300, from(serving(elected)));
     assert!(effects.contains(&Effect::Follow("b")), "{effects:?}");
     assert!(!c.step(10_340, ask()).contains(&Effect::Cut));
 }

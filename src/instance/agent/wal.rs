@@ -99,6 +99,12 @@ pub fn in_place(bytes: &[u8], at: Lsn) -> bool {
 
 /// A position as PostgreSQL writes it.
 #[must_use]
+pub fn show_lsn(at: Lsn) -> String {
+    format!("{:X}/{:X}", at >> 32, at & 0xFFFF_FFFF)
+}
+
+/// Reads a position that PostgreSQL wrote.
+#[must_use]
 pub fn parse_lsn(text: &str) -> Option<Lsn> {
     let (high, low) = text.split_once('/')?;
     let high = u64::from_str_radix(high, 16).ok()?;
@@ -152,6 +158,7 @@ mod tests {
         );
         assert_eq!(parse_lsn("1/3000028"), Some(0x1_0300_0028));
         assert_eq!(parse_lsn("1"), None);
+        assert_eq!(show_lsn(0x1_0300_0028), "1/3000028");
     }
 
     #[test]

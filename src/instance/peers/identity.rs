@@ -61,20 +61,24 @@ fn parts(certificate: &Certificate) -> anyhow::Result<Parts> {
 /// # Errors
 /// If the certificate can't be used.
 pub(in crate::instance) fn client_of(certificate: &Certificate) -> anyhow::Result<ClientConfig> {
-    let Parts { roots, chain, key } = parts(certificate)?;
+    client(&parts(certificate)?)
+}
+
+fn client(parts: &Parts) -> anyhow::Result<ClientConfig> {
     let mut client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&TLS13])?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)?;
+        .with_root_certificates(parts.roots.clone())
+        .with_client_auth_cert(parts.chain.clone(), parts.key.clone_key())?;
     client.resumption = Resumption::disabled();
     Ok(client)
 }
 
 impl Identity {
     fn new(certificate: &Certificate, generation: u64) -> anyhow::Result<Self> {
-        let mut client = client_of(certificate)?;
+        let parts = parts(certificate)?;
+        let mut client = client(&parts)?;
         client.alpn_protocols = vec![PROTOCOL.to_vec()];
-        let Parts { roots, chain, key } = parts(certificate)?;
+        let Parts { roots, chain, key } = parts;
         let provider = Arc::new(ring::default_provider());
 
         let verifier =

@@ -48,6 +48,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
+use super::agent::wal;
 use super::conninfo::Upstream;
 use super::peers;
 use super::tls::{self, Certificate};
@@ -189,7 +190,7 @@ impl Relay {
         });
         info!(
             upstream = upstream.name,
-            end = level.map(|l| wire::lsn(l.at)),
+            end = level.map(|l| wal::show_lsn(l.at)),
             begins = level.map(|l| l.begins),
             "goes by a session that was ready"
         );

@@ -4,7 +4,7 @@
 //! sends a receiver anything that didn't come from the upstream, unless the upstream's log begins with what this copy has;
 //! does so twice for one upstream, should it be refused.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -146,23 +146,26 @@ impl Passage<'_> {
             {
                 let level = known.level;
                 self.ahead = None;
+                let file = self.file(at, level).with_context(|| {
+                    let (at, end) = (wal::show_lsn(at), wal::show_lsn(level.at));
+                    format!("asks from {at} on, where {end} is the end")
+                })?;
                 self.receiver.write_all(&wire::copying()).await?;
-                self.beginning(at, level).await?;
+                self.beginning(&file, at, level.at).await?;
                 self.begun().await?;
                 self.stream(timeline).await
             }
             (Command::Start { at, timeline }, None) => {
-                match self.way.level {
-                    // The rest of what it has the beginning of.
-                    Some(level)
-                        if level.timeline == timeline
-                            && at < level.at
-                            && self.within_a_file(at, level.at)
-                            && !self.way.spent.swap(true, Ordering::Relaxed) =>
-                    {
-                        self.session.ask(&[&self.start(level.at, timeline)]).await?;
+                // The rest of what it has the beginning of.
+                let level = self
+                    .way
+                    .level
+                    .filter(|level| level.timeline == timeline && at < level.at);
+                match level.and_then(|level| Some((self.file(at, level)?, level.at))) {
+                    Some((file, end)) if !self.way.spent.swap(true, Ordering::Relaxed) => {
+                        self.session.ask(&[&self.start(end, timeline)]).await?;
                         self.receiver.write_all(&wire::copying()).await?;
-                        self.beginning(at, level).await?;
+                        self.beginning(&file, at, end).await?;
                         self.begun().await?;
                     }
                     _ => self.session.ask(&[text]).await?,
@@ -195,7 +198,7 @@ impl Passage<'_> {
         };
         format!(
             "START_REPLICATION {slot}{} TIMELINE {timeline}",
-            wire::lsn(at)
+            wal::show_lsn(at)
         )
     }
 
@@ -220,9 +223,9 @@ impl Passage<'_> {
             fork == (level.timeline, level.at),
             "its timeline goes on from {} at {}, not from {} at {}",
             fork.0,
-            wire::lsn(fork.1),
+            wal::show_lsn(fork.1),
             level.timeline,
-            wire::lsn(level.at)
+            wal::show_lsn(level.at)
         );
         Ok(Ahead {
             timeline,
@@ -232,47 +235,41 @@ impl Passage<'_> {
         })
     }
 
-    /// A receiver wants a file of the log from its beginning: what it has of it is read here.
-    async fn beginning(&mut self, mut at: Lsn, end: Level) -> anyhow::Result<()> {
+    /// The file of the log that begins at `at`, if the copy ends in it.
+    fn file(&self, at: Lsn, end: Level) -> Option<PathBuf> {
         let folder = self.data.join("pg_wal");
-        let segment = wal::segment_size(&folder).context("no log")?;
-        ensure!(
-            self.within_a_file(at, end.at),
-            "asks from {} on, where {} is the end",
-            wire::lsn(at),
-            wire::lsn(end.at)
-        );
-        if at == end.at {
+        let size = wal::segment_size(&folder)?;
+        let held = end.at.checked_sub(at)?;
+        (at.is_multiple_of(size) && held <= size)
+            .then(|| folder.join(wal::segment_name(end.timeline, at, size)))
+    }
+
+    /// A receiver wants a file of the log from its beginning, which is `at`: what the copy has of it is read here.
+    async fn beginning(&mut self, path: &Path, mut at: Lsn, end: Lsn) -> anyhow::Result<()> {
+        if at == end {
             return Ok(());
         }
-        let name = wal::segment_name(end.timeline, at, segment);
-        let mut file = tokio::fs::File::open(folder.join(&name))
+        let name = path.display();
+        let mut file = tokio::fs::File::open(path)
             .await
             .with_context(|| format!("can't open {name}"))?;
         let mut buffer = vec![0; wire::CHUNK];
-        while at < end.at {
-            let left = usize::try_from(end.at - at).unwrap_or(usize::MAX);
+        while at < end {
+            let left = usize::try_from(end - at).unwrap_or(usize::MAX);
             let chunk = buffer.get_mut(..left.min(wire::CHUNK)).unwrap_or_default();
             file.read_exact(chunk).await?;
             // A file may have been another one before; what is left of that must not become a part of the log.
             ensure!(
                 wal::in_place(chunk, at),
                 "{name} isn't whole up to {}",
-                wire::lsn(end.at)
+                wal::show_lsn(end)
             );
-            let piece = wire::piece(at, end.at, chunk);
-            self.receiver.write_all(&piece).await?;
+            self.receiver
+                .write_all(&wire::piece(at, end, chunk))
+                .await?;
             at += chunk.len() as u64;
         }
         Ok(())
-    }
-
-    /// Whether what is between the two is in one of the log's files, from its beginning on.
-    fn within_a_file(&self, at: Lsn, end: Lsn) -> bool {
-        let segment = wal::segment_size(&self.data.join("pg_wal"));
-        segment.is_some_and(|size| {
-            at.is_multiple_of(size) && end.checked_sub(at).is_some_and(|held| held <= size)
-        })
     }
 
     /// The stream that was asked for has begun: the receiver knows that already.

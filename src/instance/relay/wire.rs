@@ -244,7 +244,7 @@ pub fn succeeded(next: u32, at: Lsn) -> Bytes {
     }
     let mut row = BytesMut::new();
     row.put_u16(2);
-    for value in [next.to_string(), lsn(at)] {
+    for value in [next.to_string(), wal::show_lsn(at)] {
         row.put_u32(u32::try_from(value.len()).unwrap_or_default());
         row.put_slice(value.as_bytes());
     }
@@ -289,11 +289,6 @@ fn column(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((bytes.get(4..4 + length)?, bytes.get(4 + length..)?))
 }
 
-/// A position as PostgreSQL writes it.
-pub fn lsn(at: Lsn) -> String {
-    format!("{:X}/{:X}", at >> 32, at & 0xFFFF_FFFF)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -335,7 +330,6 @@ mod tests {
         ] {
             assert_eq!(command(text), is, "{text}");
         }
-        assert_eq!(lsn(0x1_0300_0028), "1/3000028");
     }
 
     #[test]
